@@ -1,0 +1,116 @@
+"""From a command line to a run that is ready to start."""
+
+import argparse
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from .data import corpora
+from .errors import Parser, UserError
+from .folder import CHECKPOINT, CONFIG, new_folder
+from .settings import PRESET_HELP, PRESETS, Settings, flag, read_toml, resolve
+from .state import State, load_state, new_state
+
+DESCRIPTION = """Train a language model with sparse experts on text, in NumPy.
+
+Without flags: two minutes on the documentation that comes with Python. Results go to a folder: config.toml,
+metrics.jsonl (a record per step), model.safetensors, loss.png, experts.png (load of each expert over time) and
+sample.txt. Ctrl-C saves what there is; --resume goes on, with the same numbers as if nothing had happened."""
+RESUMABLE = ("steps", "eval_every", "checkpoint_every", "sample_tokens")  # what a resumed run may set anew
+
+
+def parser() -> Parser:
+    """The command line, made from the fields of `Settings`."""
+    presets = "\n".join(f"  {name:<10} {PRESET_HELP[name]}" for name in PRESETS)
+    parser = Parser(
+        prog="python -m tinymoe.train",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=DESCRIPTION,
+        epilog=f"presets:\n{presets}\n\nexamples:\n"
+        "  python -m tinymoe.train\n"
+        "  python -m tinymoe.train --corpus my.txt --out runs/mine --steps 3000\n"
+        "  python -m tinymoe.train --resume runs/mine --steps 4000\n",
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the results (default: a new number under runs/)"
+    )
+    files.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the run in DIR from its last checkpoint; of "
+        f"the other flags only {', '.join(flag(n) for n in sorted(RESUMABLE))} can be given with it",
+    )
+    files.add_argument("--overwrite", action="store_true", help="replace the run that is in --out")
+    files.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.toml",
+        help="read settings from a file such as a run's config.toml; flags override it",
+    )
+    groups = {
+        name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields(Settings))
+    }
+    for f in fields(Settings):
+        several = get_origin(f.type) is tuple
+        options: dict[str, Any] = {"type": get_args(f.type)[0] if several else f.type, "default": argparse.SUPPRESS}
+        shown = " ".join(map(str, f.default)) or "none" if isinstance(f.default, tuple) else f.default
+        options["help"] = f"{f.metadata['help']} (default: {PRESETS['default'].get(f.name, shown)})".replace("%", "%%")
+        if several:
+            options["action"] = "append"
+        if f.type is bool:
+            del options["type"]
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = f.metadata.get("metavar", "X" if f.type is float else "NAME" if f.type is str else "N")
+        if "choices" in f.metadata:
+            options["help"] += f"; one of {', '.join(f.metadata['choices'])}"
+        groups[f.metadata["group"]].add_argument(flag(f.name), **options)
+    return parser
+
+
+@dataclass
+class Run:
+    """A run that is ready to start: nothing of what the user gave can turn out to be wrong from here on."""
+
+    folder: Path
+    settings: Settings
+    state: State
+    corpus: corpora.Split
+
+
+def prepare(argv: list[str] | None = None) -> Run:
+    """Read flags, corpora and the folder; raises UserError before anything is written."""
+    flags = vars(parser().parse_args(argv))
+    out, resume, overwrite, config = (flags.pop(name) for name in ("out", "resume", "overwrite", "config"))
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
+    if resume:
+        if out or overwrite or config or flags.keys() - set(RESUMABLE):
+            raise UserError(
+                f"with --resume only {', '.join(map(flag, RESUMABLE))} can be given; the other settings are "
+                "those of the run"
+            )
+        settings, state, sha256 = _resumed(resume, flags)
+    else:
+        settings, state, sha256 = resolve(flags, config), None, None
+    corpus = corpora.load_split(settings.corpus, settings.context, settings.seed)
+    if sha256 not in (None, corpus.sha256):
+        raise UserError(
+            f"the corpus {corpus.name} is not the text that {resume} was trained on (sha256 "
+            f"{corpus.sha256[:12]} instead of {str(sha256)[:12]}); restore it, or train anew"
+        )
+    state = state or new_state(settings)
+    return Run(resume or new_folder(out, overwrite, settings), settings, state, corpus)
+
+
+def _resumed(folder: Path, flags: dict[str, Any]) -> tuple[Settings, State | None, str | None]:
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} is not the folder of a run (it has no {CONFIG})")
+    if not (folder / CHECKPOINT).exists():  # stopped before the first checkpoint
+        return replace(Settings(**read_toml(folder / CONFIG)), **flags).validated(), None, None
+    state, settings, sha256 = load_state(folder)
+    settings = replace(settings, **flags).validated()
+    if settings.steps <= state.step:
+        raise UserError(f"{folder} has already done {state.step} steps; give --steps above that to go on")
+    return settings, state, sha256

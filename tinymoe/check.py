@@ -1,0 +1,150 @@
+"""python -m tinymoe.check: prove every gradient of the package on this machine.
+
+For each operation and for whole models it compares what the hand-written backward returns with slopes measured on the
+forward, in float64, by central differences and by the complex step. Prints one line per operation and per parameter;
+exits 1 if any relative error exceeds 1e-7.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .cases import cases
+from .gradcheck import TOLERANCE, MarginError, Report, check_gradients
+from .models.language import loss
+from .models.parameters import LanguageConfig, initialize
+from .ops import OPERATIONS
+from .tree import named, with_leaves
+
+SMALL = {
+    "vocabulary": 13,
+    "context": 6,
+    "layers": 2,
+    "width": 12,
+    "heads": 2,
+    "kv_heads": 1,
+    "experts": 4,
+    "top_k": 2,
+    "expert_width": 5,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "rotary, RMS norm, SwiGLU, grouped heads, tied": {},
+    "learned positions, layer norm, GELU, one dense layer, untied": {
+        "position": "learned",
+        "norm": "layer",
+        "expert_kind": "gelu",
+        "dense_layers": (0,),
+        "tied": False,
+        "kv_heads": 2,
+    },
+    "sinusoidal positions, ReLU, top-1 not renormalised": {
+        "position": "sinusoidal",
+        "expert_kind": "relu",
+        "top_k": 1,
+        "renormalize": False,
+    },
+    "no positions, exact GELU, all dense, dropout": {
+        "position": "none",
+        "expert_kind": "gelu_exact",
+        "dense_layers": (0, 1),
+        "dropout": 0.2,
+    },
+}
+
+
+def check_operations(seed: int) -> dict[str, list[float]]:
+    """Relative errors of all cases and methods, by operation."""
+    errors: dict[str, list[float]] = defaultdict(list)
+    for place, case in enumerate(cases(seed)):
+        for method in ("central", "complex") if case.analytic else ("central",):
+            report = _redrawn(partial(_check_case, place, method), seed)
+            if not report.ok:
+                print(f"{case}\n{report}", file=sys.stderr)
+            errors[case.operation.__name__].append(np.inf if report.problems else report.error)
+    return errors
+
+
+def _check_case(place: int, method: str, seed: int) -> Report:
+    case = list(cases(seed))[place]
+    return check_gradients(case.operation, *case.inputs, method=method, seed=seed, **case.options)
+
+
+def _redrawn(check: Callable[[int], Report], seed: int) -> Report:
+    """The report of `check(seed)`; where the sample has no margin, says so and draws another."""
+    for attempt in range(20):
+        try:
+            return check(seed + 1000 * attempt)
+        except MarginError as error:
+            print(f"refused a sample and drew another: {error}", file=sys.stderr)
+    raise MarginError("twenty samples in a row had no margin")
+
+
+def check_model(options: dict[str, Any], seed: int) -> dict[str, float]:
+    """The worst relative error of each parameter of a small model, by dotted name."""
+    config = LanguageConfig(**{**SMALL, **options})
+    methods = ("central",) if config.expert_kind == "gelu_exact" else ("central", "complex")
+    reports = [_redrawn(partial(_check_language, config, method), seed) for method in methods]
+    for report in reports:
+        if not report.ok:
+            print(report, file=sys.stderr)
+    return {
+        same[0].name: np.inf if any(r.problems for r in reports) else max(i.error for i in same)
+        for same in zip(*(r.inputs for r in reports), strict=True)
+    }
+
+
+def _check_language(config: LanguageConfig, method: str, seed: int) -> Report:
+    rng = np.random.default_rng(seed)
+    params = initialize(config, rng, np.float64)
+    leaves = {name: leaf + 0.3 * rng.standard_normal(leaf.shape) for name, leaf in named(params).items()}
+    ids, targets = rng.integers(0, config.vocabulary, (2, 3, config.context))
+    targets[0, 0] = -100
+
+    def language_loss(*arrays: np.ndarray) -> Any:
+        tree = with_leaves(params, dict(zip(leaves, arrays, strict=True)))
+        y, backward = loss(tree, config, ids, targets, balance_weight=0.1, rng=np.random.default_rng(seed))
+        return y, lambda dloss: tuple(named(backward(dloss)).values())
+
+    return check_gradients(language_loss, *leaves.values(), names=list(leaves), method=method, seed=seed)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tinymoe.check",
+        description=(__doc__ or "").partition(": ")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="draws the inputs; another seed is another proof (default 0)"
+    )
+    seed = parser.parse_args(argv).seed
+    if seed < 0:
+        parser.error(f"--seed is {seed}; it must be 0 or more")
+
+    worst = []
+    print(f"{'operation':<18} {'cases':>5}  worst relative error")
+    errors = check_operations(seed)
+    for op in OPERATIONS:
+        worst.append(max(errors[op.__name__], default=np.inf))
+        print(f"{op.__name__:<18} {len(errors[op.__name__]):>5}  {worst[-1]:.1e}{_mark(worst[-1])}")
+    for name, options in MODELS.items():
+        print(f"\nwhole model: {name}")
+        for parameter, error in check_model(options, seed).items():
+            worst.append(error)
+            print(f"  {parameter:<36} {error:.1e}{_mark(error)}")
+    ok = max(worst) <= TOLERANCE
+    print(f"\nworst of all {max(worst):.1e}, allowed {TOLERANCE:.0e}: {'every gradient is right' if ok else 'WRONG'}")
+    return 0 if ok else 1
+
+
+def _mark(error: float) -> str:
+    return "" if error <= TOLERANCE else "  WRONG"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""python -m tinymoe.generate: let a trained model write.
+
+Prints the prompt and then each character as soon as the model has chosen it.
+"""
+
+import argparse
+import codecs
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .errors import Parser, UserError, run
+from .folder import MODEL
+from .sampling import generate
+from .state import load_model
+
+
+def decoded(tokens: Iterable[int]) -> Iterator[str]:
+    """Bytes to text as they come; what is not UTF-8 becomes U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in tokens:
+        yield decoder.decode(bytes([token]))
+    yield decoder.decode(b"", final=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(
+        prog="python -m tinymoe.generate",
+        description=(__doc__ or "").partition(": ")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a training run")
+    parser.add_argument(
+        "--prompt", default="\n", metavar="TEXT", help="what the text begins with (default: a new line)"
+    )
+    parser.add_argument("--tokens", type=int, default=300, metavar="N", help="how many bytes to write (default: 300)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="below 1 bolder, above 1 more random, 0 always the most likely (default: 0.8)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="choose among the most likely bytes that together have this probability (default: 0.95)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another text (default: 0)")
+    args = parser.parse_args(argv)
+    if args.tokens < 0 or args.seed < 0:
+        raise UserError(f"--tokens is {args.tokens} and --seed {args.seed}; both must be 0 or more")
+    if not 0 <= args.temperature < float("inf"):
+        raise UserError(f"--temperature is {args.temperature}; it must be 0 or a positive number")
+    if not 0 < args.top_p <= 1:
+        raise UserError(f"--top-p is {args.top_p}; it must be above 0 and at most 1")
+    if not args.prompt:
+        raise UserError("--prompt is empty; the model needs something to go on, if only a new line")
+
+    params, config = load_model(args.folder / MODEL)
+    prompt = np.frombuffer(args.prompt.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int64)
+    if config.vocabulary != 256:
+        raise UserError(
+            f"the model has a vocabulary of {config.vocabulary}; only those over bytes (256) can be prompted"
+        )
+    tokens = generate(
+        params, config, prompt, args.tokens, args.temperature, args.top_p, np.random.default_rng(args.seed)
+    )
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.stdout.write(args.prompt)
+    for text in decoded(tokens):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,73 @@
+"""Experts: one small network per expert, each applied to the rows that were routed to it."""
+
+import numpy as np
+
+from .pointwise import relu
+
+
+def grouped_linear(x, weight, counts):
+    """A different linear map for each group of consecutive rows.
+
+        y_r = x_r W_e  for the rows r of expert e        dx_r = dy_r W_eᵀ,   dW_e = Σ_{r of e} x_rᵀ dy_r
+
+    An expert without rows gets the product of (D, 0) and (0, F): a zero gradient, with no branch.
+
+    x       (M, D)     rows grouped by expert
+    weight  (E, D, F)
+    counts  (E,)       int, rows per expert; they add up to M
+    y       (M, F)
+
+    Raises ValueError when the counts don't add up.
+    Source: Gale et al. 2022 (MegaBlocks), §4; 《稀疏专家模型》 §2.2: each expert runs on its part of the input only.
+    """
+    ends = np.cumsum(counts).tolist()
+    if ends[-1] != len(x):
+        raise ValueError(f"the counts add up to {ends[-1]}, but there are {len(x)} rows")
+    groups = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    y = np.empty((len(x), weight.shape[2]), np.result_type(x, weight))
+    for rows, w in zip(groups, weight, strict=True):
+        np.matmul(x[rows], w, out=y[rows])
+
+    def backward(dy):
+        dx = np.empty(x.shape, dy.dtype)
+        dweight = np.empty(weight.shape, dy.dtype)
+        for rows, w, dw in zip(groups, weight, dweight, strict=True):
+            np.matmul(dy[rows], w.T, out=dx[rows])
+            np.matmul(x[rows].T, dy[rows], out=dw)
+        return dx, dweight
+
+    return y, backward
+
+
+def experts(x, up, down, gate=None, *, counts, activation=relu):
+    """Two-layer networks, or gated ones when `gate` is given.
+
+        h = activation(x Up_e)                        (ReLU and GELU experts)
+        h = activation(x Gate_e) ⊙ (x Up_e)           (SwiGLU experts: activation = silu)
+        y = h Down_e
+
+    x       (M, D)     rows grouped by expert
+    up      (E, D, F)
+    down    (E, F, D)
+    gate    (E, D, F)  or None
+    counts  (E,)       int, rows per expert
+    y       (M, D)
+
+    Source: Shazeer et al. 2017, §3.2 (ReLU); Shazeer 2020, eq. 6 (SwiGLU).
+    """
+    u, up_back = grouped_linear(x, up, counts)
+    g, gate_back = (u, None) if gate is None else grouped_linear(x, gate, counts)
+    a, activation_back = activation(g)
+    h = a if gate is None else a * u
+    y, down_back = grouped_linear(h, down, counts)
+
+    def backward(dy):
+        dh, ddown = down_back(dy)
+        if gate_back is None:
+            dx, dup = up_back(*activation_back(dh))
+            return dx, dup, ddown
+        dx_up, dup = up_back(dh * a)
+        dx_gate, dgate = gate_back(*activation_back(dh * u))
+        return dx_up + dx_gate, dup, ddown, dgate
+
+    return y, backward

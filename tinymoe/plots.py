@@ -1,0 +1,79 @@
+"""Pictures of a run, drawn from metrics.jsonl."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import write_atomically
+from .folder import read_metrics
+
+
+def draw(folder: Path, floor: float | None = None) -> None:
+    """Write loss.png and, if the model has experts, experts.png. `floor` is the entropy of the text, where known."""
+    records = list(read_metrics(folder))
+    train = [r for r in records if r["split"] == "train"]
+    if not train:
+        return
+    _save(folder / "loss.png", _loss(train, [r for r in records if r["split"] == "val"], floor))
+    if any(layer is not None for layer in train[-1]["load"]):
+        _save(folder / "experts.png", _experts(train))
+
+
+def _figure(rows: int, height: float) -> Any:
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    figure = Figure(figsize=(7, height), layout="constrained")
+    return figure, figure.subplots(rows, squeeze=False, sharex=True)[:, 0]
+
+
+def _save(path: Path, figure: Any) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write_atomically(path, buffer.getvalue())
+
+
+def _loss(train: list[dict[str, Any]], val: list[dict[str, Any]], floor: float | None) -> Any:
+    figure, (axes,) = _figure(1, 4.2)
+    steps, losses = np.array([(r["step"], r["loss"]) for r in train]).T
+    window = max(len(losses) // 50, 1)
+    smooth = np.convolve(losses, np.ones(window) / window, "valid")
+    axes.plot(steps, losses, color="0.85", linewidth=0.6)
+    axes.plot(steps[window - 1 :], smooth, color="0.35", label=f"training, mean of {window} steps")
+    if val:
+        axes.plot([r["step"] for r in val], [r["loss"] for r in val], "o-", color="C3", label="validation")
+        axes.annotate(
+            f"{val[-1]['loss']:.3f}",
+            (val[-1]["step"], val[-1]["loss"]),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="right",
+        )
+    if floor is not None:
+        axes.axhline(floor, color="k", linestyle=":", label=f"entropy of the text, {floor:.3f}")
+    axes.set(xlabel="step", ylabel="loss in nats per token", ylim=(None, min(losses.max(), losses[-1] + 2.5)))
+    axes.legend()
+    return figure
+
+
+def _experts(train: list[dict[str, Any]]) -> Any:
+    layers = [i for i, layer in enumerate(train[-1]["load"]) if layer is not None]
+    figure, panels = _figure(len(layers), 0.8 + 1.3 * len(layers))
+    groups = np.array_split(np.arange(len(train)), min(len(train), 200))
+    for axes, layer in zip(panels, layers, strict=True):
+        load = np.array([np.mean([train[i]["load"][layer] for i in group], 0) for group in groups]).T  # (E, time)
+        even = 1 / len(load)
+        image = axes.imshow(
+            load / even,
+            aspect="auto",
+            cmap="viridis",
+            vmin=0,
+            vmax=2,
+            interpolation="nearest",
+            extent=(train[0]["step"], train[-1]["step"] + 1, len(load) - 0.5, -0.5),
+        )
+        axes.set(ylabel=f"layer {layer}\nexpert", yticks=range(0, len(load), max(len(load) // 4, 1)))
+    panels[-1].set_xlabel("step")
+    figure.colorbar(image, ax=list(panels), label="share of the tokens, 1 = even")
+    return figure

@@ -1,0 +1,189 @@
+"""Everything a training run depends on: one dataclass, from which the flags, the help and config.toml are made."""
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from .errors import UserError
+from .models.parameters import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig
+from .optim import OPTIMIZERS
+
+
+def _option(default: Any, help: str, group: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help, "group": group, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run. `validated` raises UserError for a combination that can't be run."""
+
+    preset: str = _option("default", "the settings to start from; see the list at the end", "run")
+    corpus: tuple[str, ...] = _option(
+        ("pydoc",),
+        "what to train on: pydoc (the standard library's documentation), toy (generated, entropy known), "
+        "docstrings:PACKAGE, or a UTF-8 text file or folder; repeat the flag to join several",
+        "run",
+        metavar="TEXT",
+    )
+    seed: int = _option(0, "draws the parameters, the order of the batches and the sample", "run", least=0)
+    steps: int = _option(2000, "stop after this many optimiser steps; a resumed run may raise it", "run")
+    eval_every: int = _option(
+        500,
+        "measure the validation loss every so many steps (on part of the validation text; at the end on all of it)",
+        "run",
+    )
+    checkpoint_every: int = _option(500, "save model and optimiser every so many steps", "run")
+    threads: int = _option(2, "parts of a batch that are worked on at once; part of the result's last bits", "run")
+    sample_tokens: int = _option(400, "length of the sample written at the end, 0 for none", "run", least=0)
+
+    context: int = _option(64, "tokens a window holds (T)", "model")
+    layers: int = _option(4, "number of blocks", "model")
+    width: int = _option(128, "width of the residual stream (D)", "model")
+    heads: int = _option(4, "query heads (H); they divide the width", "model")
+    kv_heads: int = _option(4, "key/value heads (G); they divide the query heads", "model")
+    experts: int = _option(8, "experts in each MoE layer (E)", "model")
+    top_k: int = _option(2, "experts that each token visits (K)", "model")
+    expert_width: int = _option(128, "hidden width of one expert (F)", "model")
+    expert_kind: str = _option("swiglu", "what an expert computes", "model", choices=tuple(EXPERT_KINDS))
+    renormalize: bool = _option(True, "make the K gate weights of a token add up to 1", "model")
+    dense_layers: tuple[int, ...] = _option(
+        (),
+        "layers, from 0, that get one dense feed-forward of width K·F instead of experts; repeat the flag for several",
+        "model",
+        metavar="LAYER",
+    )
+    norm: str = _option("rms", "RMS norm or layer norm", "model", choices=NORMS)
+    position: str = _option("rotary", "how positions enter", "model", choices=POSITIONS)
+    tied: bool = _option(True, "use the embedding table as output projection", "model")
+    dropout: float = _option(0.0, "share of activations dropped in training, in [0, 1)", "model", least=0.0)
+
+    batch_size: int = _option(12, "windows per optimiser step (B)", "optimisation")
+    accumulate: int = _option(
+        1, "compute the batch in so many passes, one after another, to save memory", "optimisation"
+    )
+    optimizer: str = _option("adamw", "AdamW, or SGD with momentum", "optimisation", choices=tuple(OPTIMIZERS))
+    lr: float = _option(3e-3, "peak learning rate", "optimisation", above=0.0)
+    final_lr: float = _option(
+        0.05, "learning rate at the end of the cosine, as a share of the peak", "optimisation", least=0.0
+    )
+    warmup: int = _option(100, "steps in which the learning rate rises from 0", "optimisation", least=0)
+    decay_steps: int = _option(
+        0,
+        "step at which the cosine ends; 0 means the preset's number of steps, or --steps if "
+        "that is more, so that stopping early and resuming changes nothing",
+        "optimisation",
+        least=0,
+    )
+    beta1: float = _option(0.9, "AdamW's decay of the mean, SGD's momentum", "optimisation", least=0.0)
+    beta2: float = _option(0.99, "AdamW's decay of the mean square", "optimisation", least=0.0)
+    weight_decay: float = _option(0.1, "decoupled, on matrices only", "optimisation", least=0.0)
+    clip: float = _option(1.0, "largest global norm of the gradient; 0 for no limit", "optimisation", least=0.0)
+    balance: float = _option(0.01, "weight of the load-balance loss", "optimisation", least=0.0)
+
+    @property
+    def model(self) -> LanguageConfig:
+        return LanguageConfig(
+            **{f.name: getattr(self, f.name) for f in fields(LanguageConfig) if hasattr(self, f.name)}
+        )
+
+    def validated(self) -> "Settings":
+        """These settings with `decay_steps` filled in, or a UserError."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type in (int, float):
+                least, above = f.metadata.get("least", 1), f.metadata.get("above")
+                if not (value > above if above is not None else value >= least) or value == float("inf"):
+                    raise UserError(
+                        f"{flag(f.name)} is {value}; it must be "
+                        + (f"above {above:g}" if above is not None else f"at least {least:g}")
+                    )
+            choices = f.metadata.get("choices")
+            if choices and value not in choices:
+                raise UserError(f"{flag(f.name)} is {value!r}; choose one of {', '.join(choices)}")
+        for name in ("beta1", "beta2", "dropout"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"{flag(name)} is {getattr(self, name)}; it must be below 1")
+        if self.accumulate > self.batch_size:
+            raise UserError(f"--accumulate is {self.accumulate}, more than the {self.batch_size} windows of a batch")
+        try:
+            self.model  # noqa: B018 (building it checks the combination)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return replace(self, decay_steps=self.decay_steps or max(PRESETS[self.preset].get("steps", 0), self.steps))
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"steps": 2000},
+    "quick": {
+        "steps": 200,
+        "layers": 2,
+        "width": 64,
+        "heads": 2,
+        "kv_heads": 2,
+        "experts": 4,
+        "expert_width": 64,
+        "eval_every": 50,
+        "checkpoint_every": 100,
+        "warmup": 20,
+        "sample_tokens": 200,
+    },
+}
+PRESET_HELP = {
+    "default": "the best validation loss that two minutes on two cores gave, see docs/search.md",
+    "quick": "a small model, seconds instead of minutes",
+}
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def resolve(flags: dict[str, Any], config: Path | None = None) -> Settings:
+    """Settings from, in rising order: the defaults, the preset, the file, the flags."""
+    chosen = {**(read_toml(config) if config else {}), **flags}
+    preset = chosen.get("preset", "default")
+    if preset not in PRESETS:
+        raise UserError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    return Settings(**{**PRESETS[preset], **chosen}).validated()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Settings from a file in which every key is a flag's name, with - or _. Raises UserError for anything else."""
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"can't read the config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"the config {path} is not valid TOML: {error}") from None
+    return from_plain(given, f"the config {path}")
+
+
+def from_plain(given: dict[str, Any], source: str) -> dict[str, Any]:
+    """Check names and types of settings that come from a file, and turn lists into tuples."""
+    types = {f.name: f.type for f in fields(Settings)}
+    settings = {}
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name not in types:
+            raise UserError(
+                f"{source} has an unknown key {key!r}; the keys are the names of the flags: {', '.join(types)}"
+            )
+        settings[name] = _typed(value, types[name], f"{key!r} in {source}")
+    return settings
+
+
+def _typed(value: Any, wanted: Any, where: str) -> Any:
+    if get_origin(wanted) is tuple:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_typed(v, get_args(wanted)[0], where) for v in values)
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise UserError(f"{where} is {value!r}; it must be of type {wanted.__name__}")
+    return value
+
+
+def to_plain(settings: Settings) -> dict[str, Any]:
+    """For TOML and JSON: tuples become lists."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}

@@ -1,0 +1,92 @@
+"""What changes during training, and how it is kept in a run's folder."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import optim
+from .checkpoint import load_arrays, save_arrays
+from .errors import UserError
+from .folder import CHECKPOINT, MODEL
+from .models.parameters import Language, LanguageConfig, initialize
+from .settings import Settings, from_plain, to_plain
+from .tree import named, with_leaves
+
+Array = np.ndarray
+
+
+@dataclass
+class State:
+    """Parameters, the optimiser's memory of each by name, and how far training has come."""
+
+    params: Language
+    slots: dict[str, optim.Slots]
+    step: int = 0
+    seconds: float = 0.0  # spent training, over all sessions
+
+
+def new_state(settings: Settings) -> State:
+    params = initialize(settings.model, np.random.default_rng(settings.seed))
+    return State(params, {name: optim.new_slots(settings.optimizer, p) for name, p in named(params).items()})
+
+
+def save_state(folder: Path, state: State, settings: Settings, corpus_sha256: str) -> None:
+    """Write the checkpoint, then the model; each whole or not at all."""
+    arrays = {f"params.{name}": p for name, p in named(state.params).items()}
+    arrays |= {f"{slot}.{name}": a for name, slots in state.slots.items() for slot, a in slots.items()}
+    save_arrays(
+        folder / CHECKPOINT,
+        arrays,
+        {"settings": to_plain(settings), "step": state.step, "seconds": state.seconds, "corpus_sha256": corpus_sha256},
+    )
+    save_model(folder / MODEL, state.params, settings.model)
+
+
+def load_state(folder: Path) -> tuple[State, Settings, str]:
+    """State, settings and the corpus's sha256 as `save_state` wrote them. Raises UserError for a damaged file."""
+    path = folder / CHECKPOINT
+    arrays, metadata = load_arrays(path)
+    try:
+        settings = Settings(**from_plain(metadata["settings"], str(path))).validated()
+        state = new_state(settings)
+        params = _fill(named(state.params), arrays, "params", path)
+        for name, slots in state.slots.items():
+            for slot in slots:
+                slots[slot] = _fill({name: slots[slot]}, arrays, slot, path)[name]
+        return (
+            State(with_leaves(state.params, params), state.slots, metadata["step"], metadata["seconds"]),
+            settings,
+            metadata["corpus_sha256"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a checkpoint of this version ({error}); train anew") from None
+
+
+def save_model(path: Path, params: Language, config: LanguageConfig) -> None:
+    """The parameters alone, with the shape of the model as metadata."""
+    save_arrays(path, named(params), {"config": asdict(config)})
+
+
+def load_model(path: Path) -> tuple[Language, LanguageConfig]:
+    """What `save_model` wrote. Raises UserError for a file that is missing, damaged or not a language model."""
+    arrays, metadata = load_arrays(path)
+    try:
+        shape: dict[str, Any] = metadata["config"]
+        config = LanguageConfig(**{**shape, "dense_layers": tuple(shape["dense_layers"])})
+        template = initialize(config, np.random.default_rng(0))
+        return with_leaves(template, _fill(named(template), arrays, "", path)), config
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} does not hold a language model ({error})") from None
+
+
+def _fill(leaves: dict[str, Array], arrays: dict[str, Array], prefix: str, path: Path) -> dict[str, Array]:
+    """The arrays for these leaves, each checked to have the leaf's shape."""
+    found = {}
+    for name, leaf in leaves.items():
+        key = f"{prefix}.{name}" if prefix else name
+        if key not in arrays or arrays[key].shape != leaf.shape:
+            raise UserError(f"{path} has no {key} of shape {leaf.shape}, which its own settings ask for")
+        found[name] = arrays[key]
+    return found

@@ -1,0 +1,145 @@
+"""python -m tinymoe.train: train a language model with sparse experts on text.
+
+The six steps of every training (《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §9.6) are here: prepare the data and
+design the model (`prepare`), choose optimiser and loss (`Settings`), train and evaluate (`fit`), and adjust what the
+pictures show to be wrong (flags).
+"""
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from . import plots
+from .arguments import Run, prepare
+from .checkpoint import write_atomically
+from .data.windows import TrainingWindows
+from .errors import run
+from .folder import CHECKPOINT, Metrics, write_config
+from .generate import decoded
+from .progress import Progress, stop_signals
+from .sampling import generate
+from .state import save_state
+from .trainer import EVALUATION_WINDOWS, NotFinite, StepReport, evaluate, train_step, workers
+from .tree import named
+
+
+def fit(work: Run, stop: list[int]) -> None:
+    """Train to the last step or until `stop` is filled, with records, evaluations and checkpoints on the way."""
+    settings, state, corpus = work.settings, work.state, work.corpus
+    windows = TrainingWindows(corpus.train, settings.context, settings.seed)
+    began = time.perf_counter() - state.seconds
+
+    with (
+        workers(settings.threads) as pool,
+        Metrics(work.folder, state.step) as metrics,
+        Progress(settings, state.step) as progress,
+    ):
+        while state.step < settings.steps and not stop:
+            report = train_step(state, windows.batch(state.step + 1, settings.batch_size), settings, pool)
+            state.seconds = time.perf_counter() - began
+            where = {
+                "step": state.step,
+                "tokens": state.step * settings.batch_size * settings.context,
+                "seconds": round(state.seconds, 3),
+            }
+            metrics.add(
+                **where,
+                split="train",
+                loss=report.loss,
+                balance=report.balance,
+                gradient_norm=report.norm,
+                **load_statistics(report),
+            )
+            progress.add(state.step, report)
+            last = state.step == settings.steps
+            if last or state.step % settings.eval_every == 0:
+                loss, count = evaluate(
+                    state.params, settings.model, corpus.val, pool, 0 if last else EVALUATION_WINDOWS
+                )
+                metrics.add(**where, split="val", loss=loss, predicted=count)
+                progress.evaluated(state.step, loss)
+            if last or stop or state.step % settings.checkpoint_every == 0:
+                save_state(work.folder, state, settings, corpus.sha256)
+
+
+def load_statistics(report: StepReport) -> dict[str, Any]:
+    """`load`: each expert's share of the assignments, by layer (null for a dense layer); `max_violation`: by how much
+    the busiest expert exceeds an even share, mean over layers (Wang et al. 2024)."""
+    shares = [None if c is None else c / c.sum() for c in report.counts]
+    routed = [s for s in shares if s is not None]
+    if not routed:
+        return {"load": shares}
+    return {
+        "load": [None if s is None else [round(x, 4) for x in s.tolist()] for s in shares],
+        "max_violation": round(float(np.mean([s.max() * len(s) - 1 for s in routed])), 4),
+    }
+
+
+def describe(work: Run) -> str:
+    """What is trained on what."""
+    settings, params = work.settings, named(work.state.params)
+    total = sum(p.size for p in params.values())
+    idle = sum(p.size for name, p in params.items() if ".experts." in name and len(p) > 1)
+    active = total - idle * (settings.experts - settings.top_k) // settings.experts
+    text = (
+        f"corpus  {work.corpus.name}: {len(work.corpus.train):,} bytes to train on, {len(work.corpus.val):,} to "
+        f"validate, sha256 {work.corpus.sha256[:16]}\n"
+        f"model   {total:,} parameters, {active:,} of them at work on each token: {settings.layers} layers, width "
+        f"{settings.width}, {settings.experts} experts, top {settings.top_k}"
+    )
+    if settings.steps < settings.decay_steps:
+        text += (
+            f"\nnote    the learning rate is planned for {settings.decay_steps} steps; add --decay-steps "
+            f"{settings.steps} for one that comes down within this run"
+        )
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    work = prepare(argv)
+    folder, settings, state = work.folder, work.settings, work.state
+    write_config(folder, settings)
+    print(describe(work))
+    failure = None
+    with stop_signals() as stop:
+        try:
+            fit(work, stop)
+        except NotFinite as error:
+            failure = error
+    plots.draw(folder, work.corpus.entropy)
+    if failure:
+        saved = f"the last checkpoint is in {folder}" if (folder / CHECKPOINT).exists() else "nothing was saved yet"
+        print(
+            f"error: {failure}; {saved}; train with a lower --lr than {settings.lr:g} or a longer --warmup than "
+            f"{settings.warmup}",
+            file=sys.stderr,
+        )
+        return 1
+    if stop:
+        print(
+            f"stopped after step {state.step}, which is saved; go on with python -m tinymoe.train --resume {folder}",
+            file=sys.stderr,
+        )
+        return 2
+    write_sample(work)
+    pictures = "loss.png, experts.png" if (folder / "experts.png").exists() else "loss.png"
+    print(f"results in {folder}: {pictures}, metrics.jsonl, sample.txt, model.safetensors")
+    print(f'next: python -m tinymoe.generate {folder} --prompt "The " --tokens 300')
+    return 0
+
+
+def write_sample(work: Run) -> None:
+    """Print a text by the trained model, and keep it as sample.txt."""
+    settings, rng = work.settings, np.random.default_rng(work.settings.seed)
+    prompt = np.frombuffer(b"\n", np.uint8).astype(np.int64)
+    tokens = generate(work.state.params, settings.model, prompt, settings.sample_tokens, 0.8, 0.95, rng)
+    text = "".join(decoded(tokens))
+    write_atomically(work.folder / "sample.txt", text.encode())
+    if text:
+        print(f"\n{text}\n")
+
+
+if __name__ == "__main__":
+    run(main)

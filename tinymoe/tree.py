@@ -1,0 +1,46 @@
+"""Parameters are nested dataclasses and tuples whose leaves are arrays; None stands for a part that isn't there.
+
+A gradient has the type of its parameters. Names such as `blocks.0.mixture.router` are derived here, once, for
+checkpoints, reports and the optimiser.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+Tree = TypeVar("Tree")
+
+
+def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """A tree of the same type whose leaves are `function(leaf, *other leaves)`."""
+    return _map(lambda name, *leaves: function(*leaves), "", tree, *others)
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """Every leaf by its dotted name, in the order of the fields."""
+    leaves: dict[str, np.ndarray] = {}
+    _map(leaves.__setitem__, "", tree)
+    return leaves
+
+
+def with_leaves(tree: Tree, arrays: Mapping[str, np.ndarray]) -> Tree:
+    """The same tree with the leaves taken from `arrays` by name. Raises KeyError for a missing name."""
+    return _map(lambda name, leaf: arrays[name], "", tree)
+
+
+def _map(function: Any, name: str, tree: Any, *others: Any) -> Any:
+    if tree is None:
+        return None
+    if isinstance(tree, np.ndarray):
+        return function(name, tree, *others)
+    prefix = name + "." if name else ""
+    if isinstance(tree, tuple):
+        return tuple(_map(function, f"{prefix}{i}", *parts) for i, parts in enumerate(zip(tree, *others, strict=True)))
+    if is_dataclass(tree) and not isinstance(tree, type):
+        keys = [field.name for field in fields(tree)]
+        parts = {key: [getattr(t, key) for t in (tree, *others)] for key in keys}
+        return type(tree)(**{key: _map(function, prefix + key, *parts[key]) for key in keys})
+    kind = type(tree).__name__
+    raise TypeError(f"{name or 'the tree'} is a {kind}; allowed are arrays, tuples, dataclasses and None")
