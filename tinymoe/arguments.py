@@ -111,6 +111,6 @@ def _resumed(folder: Path, flags: dict[str, Any]) -> tuple[Settings, State | Non
         return replace(Settings(**read_toml(folder / CONFIG)), **flags).validated(), None, None
     state, settings, sha256 = load_state(folder)
     settings = replace(settings, **flags).validated()
-    if settings.steps <= state.step:
+    if settings.steps < state.step:
         raise UserError(f"{folder} has already done {state.step} steps; give --steps above that to go on")
     return settings, state, sha256

@@ -64,6 +64,8 @@ def _rows(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
     yield Case("no ids", ops.embedding, (np.array([], int), normal((4, 3))))
     yield Case("shorter than the table", ops.add_positions, (normal((2, 3, 4)), normal((5, 4))))
     yield Case("as long as the table", ops.add_positions, (normal((3, 4, 2)), normal((4, 2))))
+    yield Case("three positions", ops.token_shift, (normal((2, 3, 4)), normal(4)))
+    yield Case("one position", ops.token_shift, (normal((3, 1, 2)), normal(2)))
     yield Case("from 0", ops.rotary, (normal((2, 5, 3, 4)), np.arange(5)))
     yield Case("from 7, base 100", ops.rotary, (normal((2, 3, 1, 6)), np.arange(7, 10), 100.0))
 

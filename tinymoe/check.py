@@ -34,8 +34,9 @@ SMALL = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "rotary, RMS norm, SwiGLU, grouped heads, tied": {},
-    "learned positions, layer norm, GELU, one dense layer, untied": {
+    "learned positions, layer norm, GELU, one dense layer, untied, token shift": {
         "position": "learned",
+        "shift": True,
         "norm": "layer",
         "expert_kind": "gelu",
         "dense_layers": (0,),

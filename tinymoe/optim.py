@@ -22,20 +22,20 @@ def sgd(
     slots: Slots,
     *,
     lr: float,
-    momentum: float = 0.9,
+    beta1: float = 0.9,
     weight_decay: float = 0.0,
     **_: Any,
 ) -> None:
-    """Stochastic gradient descent (随机梯度下降) with momentum and decoupled weight decay, in place.
+    """Stochastic gradient descent (随机梯度下降) with momentum β₁ and decoupled weight decay, in place.
 
-        v ← momentum·v + g        θ ← θ − lr (v + weight_decay·θ)
+        v ← β₁v + g        θ ← θ − lr (v + weight_decay·θ)
 
     slots: `velocity`, zeros at the start.
     Source: Polyak 1964; the untitled document on sparse experts as a new view of the LLM calls SGD 稀疏梯度下降
     ("sparse"), §4; the S stands for stochastic.
     """
     for θ, g, v in _chunks(parameter, gradient, slots["velocity"]):
-        v *= momentum
+        v *= beta1
         v += g
         step = v + weight_decay * θ
         step *= lr

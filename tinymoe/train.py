@@ -1,8 +1,9 @@
 """python -m tinymoe.train: train a language model with sparse experts on text.
 
-The six steps of every training (《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §9.6) are here: prepare the data and
-design the model (`prepare`), choose optimiser and loss (`Settings`), train and evaluate (`fit`), and adjust what the
-pictures show to be wrong (flags).
+The six steps of every training are here: prepare the data and design the model (`prepare`), choose optimiser and loss
+(`Settings`), train and validate (`fit`), and adjust what the pictures show to be wrong (flags).
+
+Source: 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §9.6.
 """
 
 import sys
@@ -89,6 +90,8 @@ def describe(work: Run) -> str:
         f"model   {total:,} parameters, {active:,} of them at work on each token: {settings.layers} layers, width "
         f"{settings.width}, {settings.experts} experts, top {settings.top_k}"
     )
+    if work.state.step == settings.steps:
+        text += f"\nnote    all {settings.steps} steps are done; give --steps above that to train on"
     if settings.steps < settings.decay_steps:
         text += (
             f"\nnote    the learning rate is planned for {settings.decay_steps} steps; add --decay-steps "

@@ -93,26 +93,42 @@ def gradient_of_experts(up, down, gate=None):
 def block(x, p: Block, config: LanguageConfig, batch: int, rng=None):
     """middle = x + attention(norm(x)),  y = middle + mixture(norm(middle)); returns (y, balance, routing)."""
     n, attention_norm_back = normalize(x, p.attention_norm)
-    a, attention_back = attention(n, p.attention, config, batch)
+    s, attention_shift_back = shift(n, p.attention_shift, batch)
+    a, attention_back = attention(s, p.attention, config, batch)
     a_kept, attention_drop_back = drop(a, config.dropout, rng)
     middle = x + a_kept
     m, mixture_norm_back = normalize(middle, p.mixture_norm)
-    (e, balance, routing), mixture_back = mixture(m, p.mixture, config)
+    t, mixture_shift_back = shift(m, p.mixture_shift, batch)
+    (e, balance, routing), mixture_back = mixture(t, p.mixture, config)
     e_kept, mixture_drop_back = drop(e, config.dropout, rng)
     y = middle + e_kept
 
     def backward(dy, dbalance):
         (de,) = mixture_drop_back(dy)
-        dm, dmixture = mixture_back(de, dbalance)
+        dt, dmixture = mixture_back(de, dbalance)
+        dm, dmixture_shift = mixture_shift_back(dt)
         dmiddle, dmixture_norm = mixture_norm_back(dm)
         dmiddle += dy
         (da,) = attention_drop_back(dmiddle)
-        dn, dattention = attention_back(da)
+        ds, dattention = attention_back(da)
+        dn, dattention_shift = attention_shift_back(ds)
         dx, dattention_norm = attention_norm_back(dn)
         dx += dmiddle
-        return dx, Block(dattention_norm, dattention, dmixture_norm, dmixture)
+        dattended = dattention_norm, dattention_shift, dattention
+        return dx, Block(*dattended, dmixture_norm, dmixture_shift, dmixture)
 
     return (y, balance, routing), backward
+
+
+def shift(x, mix, batch: int):
+    """Token shift over B = `batch` sequences, or nothing where there is no `mix`; x and y (N, D)."""
+    y, shift_back = unchanged(x) if mix is None else ops.token_shift(x.reshape(batch, -1, x.shape[1]), mix)
+
+    def backward(dy):
+        dx, *dmix = shift_back(dy.reshape(y.shape))
+        return dx.reshape(x.shape), dmix[0] if dmix else None
+
+    return y.reshape(x.shape), backward
 
 
 def unchanged(x):

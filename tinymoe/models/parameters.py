@@ -32,6 +32,7 @@ class LanguageConfig:
     dense_layers: tuple[int, ...] = ()  # the layers without a router, counted from 0
     norm: str = "rms"
     position: str = "rotary"
+    shift: bool = False  # each half of a block also sees the token before
     tied: bool = True  # the output projection is the embedding table
     dropout: float = 0.0  # on the embedding and on what each half of a block adds
 
@@ -105,8 +106,10 @@ class Mixture:
 @dataclass
 class Block:
     attention_norm: Norm
+    attention_shift: Array | None  # (D,), token shift only
     attention: Attention
     mixture_norm: Norm
+    mixture_shift: Array | None  # (D,), token shift only
     mixture: Mixture
 
 
@@ -146,7 +149,8 @@ def initialize(config: LanguageConfig, rng: np.random.Generator, dtype: Any = np
             normal(E, width, D, std=residual * width**-0.5),
             normal(E, D, width) if config.expert_kind == "swiglu" else None,
         )
-        return Block(norm(), attention, norm(), Mixture(None if dense else normal(D, E), experts))
+        mix = [np.full(D, 0.3, dtype) if config.shift else None for _ in range(2)]
+        return Block(norm(), mix[0], attention, norm(), mix[1], Mixture(None if dense else normal(D, E), experts))
 
     return Language(
         normal(config.vocabulary, D, std=0.02),

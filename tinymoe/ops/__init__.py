@@ -10,7 +10,7 @@ is written to, and a `backward` can be called again.
 Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads · P width per
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
-Reading order: pointwise, linear, norm, softmax, positions, attention, routing, balance, experts, moe.
+Reading order: pointwise, linear, norm, softmax, positions, shift, attention, routing, balance, experts, moe.
 """
 
 from .attention import causal_attention
@@ -22,6 +22,7 @@ from .norm import layer_norm, rms_norm
 from .pointwise import dropout, gelu, gelu_exact, relu, sigmoid, silu, softplus, tanh
 from .positions import add_positions, rotary, sinusoidal
 from .routing import Assignment, combine, dispatch, group_by_expert, top_k_gate
+from .shift import token_shift
 from .softmax import cross_entropy, log_sum_exp, softmax
 
 OPERATIONS = (
@@ -42,6 +43,7 @@ OPERATIONS = (
     cross_entropy,
     add_positions,
     rotary,
+    token_shift,
     causal_attention,
     top_k_gate,
     dispatch,

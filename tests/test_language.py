@@ -1,0 +1,134 @@
+"""The whole model: its gradient by name, and properties that must hold whatever the parameters."""
+
+import numpy as np
+import pytest
+
+from tinymoe import check
+from tinymoe.models.language import forward, loss
+from tinymoe.models.parameters import Language, LanguageConfig, initialize
+from tinymoe.tree import named, tree_map, with_leaves
+
+CONFIG = LanguageConfig(vocabulary=11, context=8, layers=2, width=12, heads=2, kv_heads=1, experts=4, expert_width=5)
+
+
+def setup(config=CONFIG, batch=3, length=6, seed=0):
+    rng = np.random.default_rng(seed)
+    params = initialize(config, rng, np.float64)
+    ids, targets = rng.integers(0, config.vocabulary, (2, batch, length))
+    return params, ids, targets
+
+
+@pytest.mark.parametrize("name", check.MODELS)
+def test_every_parameter_has_the_right_gradient(name):
+    errors = check.check_model(check.MODELS[name], seed=1)
+    assert max(errors.values()) < 1e-7
+
+
+def test_check_prints_every_operation_and_exits_with_0(capsys):
+    assert check.main([]) == 0
+    printed = capsys.readouterr().out
+    assert "causal_attention" in printed
+    assert "blocks.1.mixture.router" in printed
+    assert "every gradient is right" in printed
+
+
+def test_check_exits_with_1_when_an_operation_is_wrong(monkeypatch, capsys):
+    from tinymoe import cases, ops
+
+    def wrong(x):
+        y, back = ops.tanh(x)
+
+        def backward(dy):
+            return (back(dy)[0] * (1 + 1e-6),)
+
+        return y, backward
+
+    wrong.__name__ = "tanh"
+    monkeypatch.setattr(check, "cases", lambda seed: [cases.Case("planted", wrong, (np.ones((2, 2)),))])
+    monkeypatch.setattr(check, "OPERATIONS", (ops.tanh,))
+    monkeypatch.setattr(check, "MODELS", {})
+    assert check.main([]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", check.MODELS.values(), ids=check.MODELS)
+def test_a_token_does_not_see_what_follows_it(options):
+    config = LanguageConfig(**{**check.SMALL, **options, "dropout": 0.0})
+    params, ids, _ = setup(config)
+    changed = ids.copy()
+    changed[:, 4:] = (changed[:, 4:] + 1) % config.vocabulary
+    before, after = ((forward(params, config, i)[0][0]).reshape(3, 6, -1) for i in (ids, changed))
+    np.testing.assert_allclose(after[:, :4], before[:, :4], rtol=1e-9)
+    assert np.abs(after[:, 4:] - before[:, 4:]).max() > 1e-3
+
+
+def test_a_batch_is_its_sequences_one_by_one():
+    params, ids, _ = setup()
+    (together, _, _), _ = forward(params, CONFIG, ids)
+    apart = [forward(params, CONFIG, row[None])[0][0] for row in ids]
+    np.testing.assert_allclose(together, np.concatenate(apart), rtol=1e-10)
+
+
+def test_a_dense_layer_is_a_mixture_of_one_expert():
+    dense = LanguageConfig(**{**CONFIG.__dict__, "experts": 1, "top_k": 1, "dense_layers": (0, 1)})
+    routed = LanguageConfig(**{**CONFIG.__dict__, "experts": 1, "top_k": 1})
+    params, ids, _ = setup(routed)
+    without = with_leaves(initialize(dense, np.random.default_rng(0), np.float64), named(params))
+    np.testing.assert_allclose(forward(without, dense, ids)[0][0], forward(params, routed, ids)[0][0])
+
+
+def test_a_gradient_has_the_type_of_the_parameters_and_the_step_lowers_the_loss():
+    params, ids, targets = setup()
+    (before, _), backward = loss(params, CONFIG, ids, targets)
+    gradient = backward()
+    assert isinstance(gradient, Language)
+    assert named(gradient).keys() == named(params).keys()
+    better = tree_map(lambda p, g: p - 0.1 * g, params, gradient)
+    assert loss(better, CONFIG, ids, targets)[0][0] < before
+
+
+def test_the_balance_weight_reaches_the_gradient():
+    params, ids, targets = setup()
+    low, high = (named(loss(params, CONFIG, ids, targets, w)[1]())["blocks.0.mixture.router"] for w in (0.0, 1.0))
+    assert np.abs(high - low).max() > 1e-4
+
+
+def test_backward_of_a_model_can_be_called_once_and_says_so():
+    params, ids, targets = setup()
+    _, backward = loss(params, CONFIG, ids, targets)
+    backward()
+    with pytest.raises(RuntimeError, match="freed its activations"):
+        backward()
+
+
+def test_float32_stays_float32():
+    params = initialize(CONFIG, np.random.default_rng(0))
+    ids, targets = np.random.default_rng(1).integers(0, 11, (2, 2, 5))
+    (total, _), backward = loss(params, CONFIG, ids, targets)
+    assert total.dtype == np.float32
+    assert {g.dtype for g in named(backward()).values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"top_k": 5}, "only 4 experts"),
+        ({"heads": 5}, "not divisible by 5 heads"),
+        ({"heads": 4, "kv_heads": 3}, "3 key/value heads"),
+        ({"heads": 12, "kv_heads": 1}, "even width per head"),
+        ({"layers": 0}, "layers is 0"),
+        ({"dense_layers": (2,)}, "numbered 0 to 1"),
+        ({"norm": "batch"}, "choose one of rms, layer"),
+        ({"dropout": 1.0}, "below 1"),
+    ],
+)
+def test_a_shape_that_can_not_be_built_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        LanguageConfig(**{**CONFIG.__dict__, **change})
+
+
+def test_a_text_longer_than_a_learned_table_is_refused():
+    config = LanguageConfig(**{**CONFIG.__dict__, "position": "learned"})
+    params, ids, _ = setup(config, length=9)
+    with pytest.raises(ValueError, match="9 positions"):
+        forward(params, config, ids)
