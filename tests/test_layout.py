@@ -16,7 +16,8 @@ FLOORS = [  # a file imports only from floors above its own
     {"cases", "settings", "sampling"},
     {"folder", "check"},
     {"state", "plots"},
-    {"trainer", "generate"},
+    {"team", "generate"},
+    {"trainer"},
     {"arguments", "progress"},
     {"train"},
 ]

@@ -18,6 +18,7 @@ from tinymoe.tree import named, tree_map
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
 F = torch.nn.functional
+torch.set_num_threads(1)  # the arrays are tiny: more threads only wait for each other
 
 
 def agree(name, got, expected, unit=1.0):

@@ -50,7 +50,7 @@ def adamw(
     lr: float,
     step: int,
     beta1: float = 0.9,
-    beta2: float = 0.99,
+    beta2: float = 0.95,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     **_: Any,

@@ -34,7 +34,9 @@ class Settings:
         "run",
     )
     checkpoint_every: int = _option(500, "save model and optimiser every so many steps", "run")
-    threads: int = _option(2, "parts of a batch that are worked on at once; part of the result's last bits", "run")
+    workers: int = _option(
+        2, "processes that share the work on a batch; another number rounds differently in the last bits", "run"
+    )
     sample_tokens: int = _option(400, "length of the sample written at the end, 0 for none", "run", least=0)
 
     context: int = _option(64, "tokens a window holds (T)", "model")
@@ -55,7 +57,8 @@ class Settings:
     )
     norm: str = _option("rms", "RMS norm or layer norm", "model", choices=NORMS)
     position: str = _option("rotary", "how positions enter", "model", choices=POSITIONS)
-    tied: bool = _option(True, "use the embedding table as output projection", "model")
+    shift: bool = _option(True, "let each half of a block see the token before, too", "model")
+    tied: bool = _option(False, "use the embedding table as output projection", "model")
     dropout: float = _option(0.0, "share of activations dropped in training, in [0, 1)", "model", least=0.0)
 
     batch_size: int = _option(12, "windows per optimiser step (B)", "optimisation")
@@ -63,7 +66,7 @@ class Settings:
         1, "compute the batch in so many passes, one after another, to save memory", "optimisation"
     )
     optimizer: str = _option("adamw", "AdamW, or SGD with momentum", "optimisation", choices=tuple(OPTIMIZERS))
-    lr: float = _option(3e-3, "peak learning rate", "optimisation", above=0.0)
+    lr: float = _option(2e-3, "peak learning rate", "optimisation", above=0.0)
     final_lr: float = _option(
         0.05, "learning rate at the end of the cosine, as a share of the peak", "optimisation", least=0.0
     )
@@ -76,7 +79,7 @@ class Settings:
         least=0,
     )
     beta1: float = _option(0.9, "AdamW's decay of the mean, SGD's momentum", "optimisation", least=0.0)
-    beta2: float = _option(0.99, "AdamW's decay of the mean square", "optimisation", least=0.0)
+    beta2: float = _option(0.95, "AdamW's decay of the mean square", "optimisation", least=0.0)
     weight_decay: float = _option(0.1, "decoupled, on matrices only", "optimisation", least=0.0)
     clip: float = _option(1.0, "largest global norm of the gradient; 0 for no limit", "optimisation", least=0.0)
     balance: float = _option(0.01, "weight of the load-balance loss", "optimisation", least=0.0)
@@ -106,6 +109,8 @@ class Settings:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; it must be below 1")
         if self.accumulate > self.batch_size:
             raise UserError(f"--accumulate is {self.accumulate}, more than the {self.batch_size} windows of a batch")
+        if self.workers > 64:
+            raise UserError(f"--workers is {self.workers}; more than 64 processes on one machine is surely a mistake")
         try:
             self.model  # noqa: B018 (building it checks the combination)
         except ValueError as error:

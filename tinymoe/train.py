@@ -22,7 +22,7 @@ from .generate import decoded
 from .progress import Progress, stop_signals
 from .sampling import generate
 from .state import save_state
-from .trainer import EVALUATION_WINDOWS, NotFinite, StepReport, evaluate, train_step, workers
+from .trainer import EVALUATION_WINDOWS, NotFinite, StepReport, Trainer
 from .tree import named
 
 
@@ -33,12 +33,12 @@ def fit(work: Run, stop: list[int]) -> None:
     began = time.perf_counter() - state.seconds
 
     with (
-        workers(settings.threads) as pool,
+        Trainer(state, settings) as trainer,
         Metrics(work.folder, state.step) as metrics,
         Progress(settings, state.step) as progress,
     ):
         while state.step < settings.steps and not stop:
-            report = train_step(state, windows.batch(state.step + 1, settings.batch_size), settings, pool)
+            report = trainer.step(windows.batch(state.step + 1, settings.batch_size))
             state.seconds = time.perf_counter() - began
             where = {
                 "step": state.step,
@@ -56,9 +56,7 @@ def fit(work: Run, stop: list[int]) -> None:
             progress.add(state.step, report)
             last = state.step == settings.steps
             if last or state.step % settings.eval_every == 0:
-                loss, count = evaluate(
-                    state.params, settings.model, corpus.val, pool, 0 if last else EVALUATION_WINDOWS
-                )
+                loss, count = trainer.evaluate(corpus.val, 0 if last else EVALUATION_WINDOWS)
                 metrics.add(**where, split="val", loss=loss, predicted=count)
                 progress.evaluated(state.step, loss)
             if last or stop or state.step % settings.checkpoint_every == 0:

@@ -1,28 +1,25 @@
-"""The training loop: batches in, better parameters out.
+"""One step of training: a batch in, better parameters out.
 
-One step: cut the batch into shards, compute loss and gradient of each on its own thread, add the gradients up in the
-order of the shards, clip, update. Closures are pure and NumPy releases Python's lock inside its loops, so two threads
-keep two cores busy; sums have a fixed order, so the same settings give the same numbers to the last bit.
+The batch is cut into shards. Each member of the team computes loss and gradient of its shards; then each adds up all
+gradients for its part of the parameters, and after clipping updates that part. Every sum has a fixed order, so the same
+settings give the same numbers to the last bit.
 """
 
-import ctypes
 import math
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from . import ops, optim
 from .data.windows import Batch, evaluation_batches
 from .models.language import forward, loss
-from .models.parameters import Language, LanguageConfig
+from .models.parameters import Language, LanguageConfig, initialize
 from .settings import Settings
 from .state import State
-from .tree import named
+from .team import Team
+from .tree import named, with_leaves
 
 Array = np.ndarray
 
@@ -41,92 +38,155 @@ class StepReport:
     counts: tuple[Array | None, ...]  # (E,) assignments per expert, by layer; None in a dense layer
 
 
-@contextmanager
-def workers(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of `threads` threads, on each of which BLAS works alone."""
-    keep_heap()
-    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        yield pool
+class Trainer:
+    """Trains a state in place. From `__enter__` to `__exit__` a team of processes is at work."""
+
+    def __init__(self, state: State, settings: Settings) -> None:
+        self.state, self.settings = state, settings
+
+    def __enter__(self) -> "Trainer":
+        state, size = self.state, self.settings.workers
+        params = named(state.params)
+        arrays = {f"params.{name}": p for name, p in params.items()}
+        arrays |= {f"{slot}.{name}": a for name, slots in state.slots.items() for slot, a in slots.items()}
+        arrays |= {
+            f"gradient.{member}.{name}": np.zeros_like(p) for member in range(size) for name, p in params.items()
+        }
+        self.team = Team(size, arrays)
+        state.params = _params(self.team.arrays, self.settings.model)
+        state.slots = {name: _slots(self.team.arrays, name, slots) for name, slots in state.slots.items()}
+        self.groups = _even_groups(params, size)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.team.__exit__()
+
+    def step(self, batch: Batch) -> StepReport:
+        """One optimiser step. Raises NotFinite, with the state as it was, when loss or gradient is not finite."""
+        settings, step = self.settings, self.state.step + 1
+        members = range(self.team.size)
+        jobs = [ShardJobs(member, [], settings, step, batch.ids.size) for member in members]
+        for number, rows in enumerate(np.array_split(np.arange(len(batch.ids)), self.team.size * settings.accumulate)):
+            if len(rows):
+                jobs[number % self.team.size].shards.append((number, Batch(batch.ids[rows], batch.targets[rows])))
+        reports = self.team.run(shard_gradients, jobs)
+        norm = math.hypot(*self.team.run(add_gradients, [(group, self.team.size) for group in self.groups]))
+        report = StepReport(
+            sum(r.loss for r in reports),
+            sum(r.balance for r in reports),
+            norm,
+            tuple(
+                None if layer[0] is None else np.sum(layer, 0)
+                for layer in zip(*(r.counts for r in reports), strict=True)
+            ),
+        )
+        if not (math.isfinite(report.loss) and math.isfinite(norm)):
+            raise NotFinite(f"the loss is {report.loss:.3g} and the norm of the gradient {norm:.3g} at step {step}")
+        final = settings.final_lr * settings.lr
+        options = {
+            "lr": optim.learning_rate(step, settings.lr, settings.warmup, settings.decay_steps, final),
+            "step": step,
+            "beta1": settings.beta1,
+            "beta2": settings.beta2,
+        }
+        factor = optim.clip_factor(norm, settings.clip)
+        self.team.run(update, [UpdateJob(group, settings, factor, options) for group in self.groups])
+        self.state.step = step
+        return report
+
+    def evaluate(self, tokens: Array, limit: int = 0) -> tuple[float, int]:
+        """Mean cross-entropy in nats per token over text cut into windows, and the number of tokens predicted."""
+        context = self.settings.context
+        batches = list(evaluation_batches(tokens, context, max(1024 // context, 1), limit))
+        shares = [(self.settings.model, batches[member :: self.team.size]) for member in range(self.team.size)]
+        totals = [pair for found in self.team.run(total_losses, shares) for pair in found]
+        count = sum(n for _, n in totals)
+        return math.fsum(total for total, _ in totals) / count, count
 
 
-def keep_heap() -> None:
-    """Ask glibc to keep freed memory: otherwise every large temporary is mapped, zeroed by the system and unmapped."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # not in musl
-            libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+class ShardJobs(NamedTuple):
+    member: int
+    shards: list[tuple[int, Batch]]  # with their number in the batch
+    settings: Settings
+    step: int
+    tokens: int  # in the whole batch
 
 
-def train_step(state: State, batch: Batch, settings: Settings, pool: ThreadPoolExecutor) -> StepReport:
-    """Change the state by one step. Raises NotFinite, with the state as it was, when loss or gradient is not finite."""
-    config, tokens = settings.model, batch.ids.size
-    parts = min(settings.accumulate * settings.threads, len(batch.ids))
-    shards = [
-        Batch(*pair)
-        for pair in zip(np.array_split(batch.ids, parts), np.array_split(batch.targets, parts), strict=True)
-    ]
-    step = state.step + 1
+class UpdateJob(NamedTuple):
+    names: list[str]
+    settings: Settings
+    factor: float  # of the gradient, for clipping
+    options: dict[str, Any]  # of the optimiser
 
-    def shard_gradient(number: int) -> tuple[StepReport, float, dict[str, Array]]:
-        ids, targets = shards[number]
-        share = ids.size / tokens
-        rng = np.random.default_rng([settings.seed, step, number]) if config.dropout else None
-        with np.errstate(over="ignore", invalid="ignore"):  # reported below, in one sentence
-            (_, found), backward = loss(state.params, config, ids, targets, settings.balance, rng)
-            gradients = named(backward(share))
-        counts = tuple(r.counts if r is not None else None for r in found.routings)
-        return StepReport(float(found.cross_entropy), float(found.balance), 0.0, counts), share, gradients
 
-    reports, shares, gradients = [], [], []
-    for report, share, gradient in pool.map(shard_gradient, range(parts)):
-        reports.append(report)
-        shares.append(share)
-        gradients.append(gradient)
+def shard_gradients(arrays: dict[str, Array], job: ShardJobs) -> StepReport:
+    """Leave in gradient.<member> what these shards contribute to the gradient of the batch; report their part."""
+    settings, config = job.settings, job.settings.model
+    params = _params(arrays, config)
+    gradient = {name: arrays[f"gradient.{job.member}.{name}"] for name in named(params)}
+    if not job.shards:
+        for g in gradient.values():
+            g.fill(0)
+    cross_entropy = balance = 0.0
+    counts: Any = [None if b.mixture.router is None else np.zeros(config.experts, int) for b in params.blocks]
+    for place, (number, shard) in enumerate(job.shards):
+        share = shard.ids.size / job.tokens
+        rng = np.random.default_rng([settings.seed, job.step, number]) if config.dropout else None
+        with np.errstate(over="ignore", invalid="ignore"):  # `step` looks for it and says so in one sentence
+            (_, parts), backward = loss(params, config, shard.ids, shard.targets, settings.balance, rng)
+            for name, g in named(backward(share)).items():
+                np.add(gradient[name] if place else 0, g, out=gradient[name])
+        cross_entropy += share * float(parts.cross_entropy)
+        balance += share * float(parts.balance)
+        counts = [None if r is None else total + r.counts for total, r in zip(counts, parts.routings, strict=True)]
+    return StepReport(cross_entropy, balance, 0.0, tuple(counts))
 
-    leaves = named(state.params)
-    groups = _even_groups(leaves, settings.threads)
 
-    def add_up(names: list[str]) -> float:
+def add_gradients(arrays: dict[str, Array], job: tuple[list[str], int]) -> float:
+    """Add the members' gradients up in gradient.0, for some of the parameters; returns the norm of that part."""
+    names, size = job
+    with np.errstate(over="ignore", invalid="ignore"):
         for name in names:
-            for other in gradients[1:]:
-                gradients[0][name] += other[name]
-        with np.errstate(over="ignore", invalid="ignore"):
-            return optim.global_norm(gradients[0][name] for name in names)
+            for member in range(1, size):
+                arrays[f"gradient.0.{name}"] += arrays[f"gradient.{member}.{name}"]
+        return optim.global_norm(arrays[f"gradient.0.{name}"] for name in names)
 
-    norm = math.hypot(*pool.map(add_up, groups))
-    report = StepReport(
-        sum(s * r.loss for s, r in zip(shares, reports, strict=True)),
-        sum(s * r.balance for s, r in zip(shares, reports, strict=True)),
-        norm,
-        tuple(None if c[0] is None else np.sum(c, 0) for c in zip(*(r.counts for r in reports), strict=True)),
+
+def update(arrays: dict[str, Array], job: UpdateJob) -> None:
+    """Let the optimiser change some of the parameters."""
+    optimizer, slots = optim.OPTIMIZERS[job.settings.optimizer], optim.SLOTS[job.settings.optimizer]
+    for name in job.names:
+        p, g = arrays[f"params.{name}"], arrays[f"gradient.0.{name}"]
+        if job.factor != 1:
+            g *= job.factor
+        decay = job.settings.weight_decay if p.ndim > 1 else 0.0
+        optimizer(p, g, _slots(arrays, name, slots), weight_decay=decay, **job.options)
+
+
+def total_losses(arrays: dict[str, Array], job: tuple[LanguageConfig, list[Batch]]) -> list[tuple[float, int]]:
+    """Of each batch the sum of the cross-entropies, and how many tokens it predicts."""
+    config, batches = job
+    params, totals = _params(arrays, config), []
+    for batch in batches:
+        (logits, _, _), _ = forward(params, config, batch.ids)
+        mean, _ = ops.cross_entropy(logits, batch.targets.reshape(-1))
+        totals.append((float(mean) * batch.ids.size, batch.ids.size))
+    return totals
+
+
+def _params(arrays: dict[str, Array], config: LanguageConfig) -> Language:
+    return with_leaves(
+        _template(config), {n.removeprefix("params."): a for n, a in arrays.items() if n.startswith("params.")}
     )
-    if not (math.isfinite(report.loss) and math.isfinite(norm)):
-        raise NotFinite(f"the loss is {report.loss:.3g} and the norm of the gradient {norm:.3g} at step {step}")
 
-    factor = optim.clip_factor(norm, settings.clip)
-    lr = optim.learning_rate(step, settings.lr, settings.warmup, settings.decay_steps, settings.final_lr * settings.lr)
-    update = optim.OPTIMIZERS[settings.optimizer]
 
-    def apply(names: list[str]) -> None:
-        for name in names:
-            p, g = leaves[name], gradients[0][name]
-            if factor != 1:
-                g *= factor
-            update(
-                p,
-                g,
-                state.slots[name],
-                lr=lr,
-                step=step,
-                beta1=settings.beta1,
-                beta2=settings.beta2,
-                weight_decay=settings.weight_decay if p.ndim > 1 else 0.0,
-            )
+@lru_cache(maxsize=4)
+def _template(config: LanguageConfig) -> Language:
+    return initialize(config, np.random.default_rng(0))
 
-    list(pool.map(apply, groups))
-    state.step = step
-    return report
+
+def _slots(arrays: dict[str, Array], name: str, slots: Any) -> optim.Slots:
+    return {slot: arrays[f"{slot}.{name}"] for slot in slots}
 
 
 def _even_groups(leaves: dict[str, Array], count: int) -> list[list[str]]:
@@ -138,18 +198,3 @@ def _even_groups(leaves: dict[str, Array], count: int) -> list[list[str]]:
         groups[lightest].append(name)
         sizes[lightest] += leaves[name].size
     return groups
-
-
-def evaluate(
-    params: Language, config: LanguageConfig, tokens: Array, pool: ThreadPoolExecutor, limit: int = 0
-) -> tuple[float, int]:
-    """Mean cross-entropy in nats per token over text cut into windows, and the number of tokens predicted."""
-
-    def total(batch: Batch) -> tuple[float, int]:
-        (logits, _, _), _ = forward(params, config, batch.ids)
-        mean, _ = ops.cross_entropy(logits, batch.targets.reshape(-1))
-        return float(mean) * batch.ids.size, batch.ids.size
-
-    found = list(pool.map(total, evaluation_batches(tokens, config.context, max(1024 // config.context, 1), limit)))
-    count = sum(n for _, n in found)
-    return math.fsum(sum_ for sum_, _ in found) / count, count

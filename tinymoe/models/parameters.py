@@ -123,8 +123,12 @@ class Language:
 
 
 def initialize(config: LanguageConfig, rng: np.random.Generator, dtype: Any = np.float32) -> Language:
-    """Random parameters: normal with standard deviation 1/√(inputs), what writes into the residual stream divided by
-    √(2·layers) more (Radford et al. 2019, §2.3), embeddings 0.02, gains 1."""
+    """Random parameters.
+
+    Normal with standard deviation 1/√(inputs), so that products keep their size; what writes into the residual stream
+    divided by √(2·layers) more (Radford et al. 2019, §2.3); the output projection, tied or not, 0.02, so that the first
+    guess is an even one; an embedding of its own 0.5; gains 1; shares of token shift 0.3.
+    """
     D, F = config.width, config.expert_width
     P = D // config.heads
     residual = (2 * config.layers) ** -0.5
@@ -153,9 +157,9 @@ def initialize(config: LanguageConfig, rng: np.random.Generator, dtype: Any = np
         return Block(norm(), mix[0], attention, norm(), mix[1], Mixture(None if dense else normal(D, E), experts))
 
     return Language(
-        normal(config.vocabulary, D, std=0.02),
+        normal(config.vocabulary, D, std=0.02 if config.tied else 0.5),
         normal(config.context, D, std=0.02) if config.position == "learned" else None,
         tuple(block(layer) for layer in range(config.layers)),
         norm(),
-        None if config.tied else normal(D, config.vocabulary),
+        None if config.tied else normal(D, config.vocabulary, std=0.02),
     )
