@@ -27,7 +27,7 @@ class Settings:
         metavar="TEXT",
     )
     seed: int = _option(0, "draws the parameters, the order of the batches and the sample", "run", least=0)
-    steps: int = _option(2000, "stop after this many optimiser steps; a resumed run may raise it", "run")
+    steps: int = _option(2800, "stop after this many optimiser steps; a resumed run may raise it", "run")
     eval_every: int = _option(
         500,
         "measure the validation loss every so many steps (on part of the validation text; at the end on all of it)",
@@ -40,13 +40,13 @@ class Settings:
     sample_tokens: int = _option(400, "length of the sample written at the end, 0 for none", "run", least=0)
 
     context: int = _option(64, "tokens a window holds (T)", "model")
-    layers: int = _option(4, "number of blocks", "model")
+    layers: int = _option(3, "number of blocks", "model")
     width: int = _option(128, "width of the residual stream (D)", "model")
-    heads: int = _option(4, "query heads (H); they divide the width", "model")
-    kv_heads: int = _option(4, "key/value heads (G); they divide the query heads", "model")
+    heads: int = _option(2, "query heads (H); they divide the width", "model")
+    kv_heads: int = _option(2, "key/value heads (G); they divide the query heads", "model")
     experts: int = _option(8, "experts in each MoE layer (E)", "model")
     top_k: int = _option(2, "experts that each token visits (K)", "model")
-    expert_width: int = _option(128, "hidden width of one expert (F)", "model")
+    expert_width: int = _option(192, "hidden width of one expert (F)", "model")
     expert_kind: str = _option("swiglu", "what an expert computes", "model", choices=tuple(EXPERT_KINDS))
     renormalize: bool = _option(True, "make the K gate weights of a token add up to 1", "model")
     dense_layers: tuple[int, ...] = _option(
@@ -80,7 +80,7 @@ class Settings:
     )
     beta1: float = _option(0.9, "AdamW's decay of the mean, SGD's momentum", "optimisation", least=0.0)
     beta2: float = _option(0.95, "AdamW's decay of the mean square", "optimisation", least=0.0)
-    weight_decay: float = _option(0.1, "decoupled, on matrices only", "optimisation", least=0.0)
+    weight_decay: float = _option(1.0, "decoupled (times the learning rate), on matrices only", "optimisation", least=0.0)
     clip: float = _option(1.0, "largest global norm of the gradient; 0 for no limit", "optimisation", least=0.0)
     balance: float = _option(0.01, "weight of the load-balance loss", "optimisation", least=0.0)
 
@@ -119,7 +119,7 @@ class Settings:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"steps": 2000},
+    "default": {"steps": 2800},
     "quick": {
         "steps": 200,
         "layers": 2,
