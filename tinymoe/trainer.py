@@ -23,7 +23,7 @@ from .tree import named, with_leaves
 
 Array = np.ndarray
 
-EVALUATION_WINDOWS = 128  # per evaluation along the way; the last one takes the whole validation text
+EVALUATION_WINDOWS = 400  # per evaluation along the way; the last one takes the whole validation text
 
 
 class NotFinite(ArithmeticError):
