@@ -259,7 +259,7 @@ def bad(tmp_path):
         (["--corpus", "docstrings:no_such_package"], "no package"),
         (["--corpus", "docstrings:"], "no package"),
         (["--top-k", "9", "--experts", "8"], "only 8 experts"),
-        (["--width", "130"], "not divisible by"),
+        (["--width", "129"], "not divisible by"),
         (["--steps", "0"], "--steps is 0"),
         (["--batch-size", "-1"], "--batch-size is -1"),
         (["--lr", "0"], "--lr is 0"),
