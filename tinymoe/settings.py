@@ -80,7 +80,7 @@ class Settings:
     )
     beta1: float = _option(0.9, "AdamW's decay of the mean, SGD's momentum", "optimisation", least=0.0)
     beta2: float = _option(0.95, "AdamW's decay of the mean square", "optimisation", least=0.0)
-    weight_decay: float = _option(1.0, "decoupled (times the learning rate), on matrices only", "optimisation", least=0.0)
+    weight_decay: float = _option(1.0, "times the learning rate, on matrices only", "optimisation", least=0.0)
     clip: float = _option(1.0, "largest global norm of the gradient; 0 for no limit", "optimisation", least=0.0)
     balance: float = _option(0.01, "weight of the load-balance loss", "optimisation", least=0.0)
 
