@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinymoe import ops
+from tinymoe.sparse import CSR
 
 RNG = np.random.default_rng(0)
 
@@ -129,3 +130,46 @@ def test_more_experts_than_there_are_is_an_error():
         ops.top_k_gate(np.zeros((2, 3)), 4)
     with pytest.raises(ValueError, match="add up to 3"):
         ops.grouped_linear(np.zeros((2, 3)), np.zeros((2, 3, 1)), np.array([1, 2]))
+
+
+def test_routing_is_a_sparse_matrix_and_the_layer_its_products():
+    indices = np.array([[3, 0], [0, 2], [3, 2], [0, 3]])
+    x, weights = RNG.standard_normal((4, 5)), RNG.random((4, 2))
+    grouped = ops.group_by_expert(indices, 5)
+    spread, gather = ops.dispatch_matrix(grouped, 4), ops.combine_matrix(grouped, weights)
+    rows, dispatch_back = ops.dispatch(x, grouped)
+    y, combine_back = ops.combine(rows, weights, grouped)
+    np.testing.assert_array_equal(spread @ x, rows)
+    np.testing.assert_allclose(gather @ rows, y, rtol=1e-14)
+    drows, dy = RNG.standard_normal(rows.shape), RNG.standard_normal(y.shape)
+    np.testing.assert_allclose(spread.T @ drows, dispatch_back(drows)[0], rtol=1e-14)
+    np.testing.assert_allclose(gather.T @ dy, combine_back(dy)[0], rtol=1e-14)
+
+    routing = ops.routing_matrix(grouped, weights)
+    assert routing.shape == (5, 4)
+    assert np.diff(routing.indptr).tolist() == grouped.counts.tolist() == [3, 0, 2, 3, 0]
+    np.testing.assert_array_equal(routing.indices, grouped.tokens)
+    np.testing.assert_array_equal(routing.to_dense().sum(0), weights.sum(1))
+
+
+def test_embedding_is_the_product_with_a_one_hot_csr_matrix():
+    ids, table = np.array([2, 0, 2, 1]), RNG.standard_normal((4, 3))
+    y, backward = ops.embedding(ids, table)
+    onehot, dy = ops.one_hot(ids, 4), RNG.standard_normal((4, 3))
+    np.testing.assert_array_equal(onehot @ table, y)
+    np.testing.assert_allclose(onehot.T @ dy, backward(dy)[0], rtol=1e-14)
+
+
+def test_a_sparse_linear_layer_is_the_dense_one_with_zeros():
+    weight = RNG.standard_normal((6, 5)) * (RNG.random((6, 5)) < 0.3)
+    x, b, dy = RNG.standard_normal((4, 6)), RNG.standard_normal(5), RNG.standard_normal((4, 5))
+    pattern = CSR.from_dense(weight)
+    y, backward = ops.sparse_linear(x, pattern.data, pattern, b)
+    dense, dense_back = ops.linear(x, weight, b)
+    np.testing.assert_allclose(y, dense, rtol=1e-13)
+    dx, dvalues, db = backward(dy)
+    np.testing.assert_allclose(dx, dense_back(dy)[0], rtol=1e-13)
+    np.testing.assert_allclose(dvalues, dense_back(dy)[1][weight != 0], rtol=1e-13)
+    np.testing.assert_allclose(db, dense_back(dy)[2], rtol=1e-13)
+    with pytest.raises(ValueError, match="one value for each"):
+        ops.sparse_linear(x, pattern.data[1:], pattern)

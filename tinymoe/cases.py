@@ -11,6 +11,7 @@ import numpy as np
 
 from . import ops
 from .ops import group_by_expert
+from .sparse import CSR
 
 
 class Case(NamedTuple):
@@ -32,6 +33,7 @@ def cases(seed: int = 0) -> Iterator[Case]:
     yield from _rows(normal, rng)
     yield from _attention(normal)
     yield from _routing(normal, rng)
+    yield from _sparse(normal, rng)
 
 
 def _pointwise(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
@@ -126,3 +128,15 @@ def _choices(rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, int]]:
     yield "an idle expert", np.array([[0, 2], [2, 0], [0, 3]]), 4
     yield "all to one", np.full((4, 1), 1), 3
     yield "no rows", np.zeros((0, 2), int), 4
+
+
+def _sparse(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
+    for name, shape, stored in (("two in five", (6, 5), 0.4), ("full", (3, 4), 1.0), ("empty", (3, 5), 0.0)):
+        pattern = CSR.from_dense(normal(shape), rng.random(shape) < stored)
+        rows, columns = shape
+        yield Case(name, ops.sparse_matmul, (normal(pattern.nnz), normal((columns, 2)), pattern))
+        yield Case(name, ops.sparse_linear, (normal((7, rows)), normal(pattern.nnz), pattern))
+        yield Case(
+            f"{name}, bias", ops.sparse_linear, (normal((2, rows)), normal(pattern.nnz), pattern, normal(columns))
+        )
+        yield Case(f"{name}, no rows", ops.sparse_linear, (normal((0, rows)), normal(pattern.nnz), pattern))

@@ -10,7 +10,8 @@ is written to, and a `backward` can be called again.
 Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads · P width per
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
-Reading order: pointwise, linear, norm, softmax, positions, shift, attention, routing, balance, experts, moe.
+Reading order: pointwise, linear, norm, softmax, positions, shift, attention, routing, balance, experts,
+moe, sparse.
 """
 
 from .attention import causal_attention
@@ -24,6 +25,7 @@ from .positions import add_positions, rotary, sinusoidal
 from .routing import Assignment, combine, dispatch, group_by_expert, top_k_gate
 from .shift import token_shift
 from .softmax import cross_entropy, log_sum_exp, softmax
+from .sparse import combine_matrix, dispatch_matrix, one_hot, routing_matrix, sparse_linear, sparse_matmul
 
 OPERATIONS = (
     relu,
@@ -45,6 +47,8 @@ OPERATIONS = (
     rotary,
     token_shift,
     causal_attention,
+    sparse_matmul,
+    sparse_linear,
     top_k_gate,
     dispatch,
     combine,
@@ -54,4 +58,15 @@ OPERATIONS = (
     moe,
 )  # everything that has a backward
 
-__all__ = ["OPERATIONS", "Assignment", "Routing", "group_by_expert", "sinusoidal", *(op.__name__ for op in OPERATIONS)]
+__all__ = [
+    "OPERATIONS",
+    "Assignment",
+    "Routing",
+    "combine_matrix",
+    "dispatch_matrix",
+    "group_by_expert",
+    "one_hot",
+    "routing_matrix",
+    "sinusoidal",
+    *(op.__name__ for op in OPERATIONS),
+]

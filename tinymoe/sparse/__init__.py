@@ -1,0 +1,50 @@
+"""Sparse matrices from first principles: stored, multiplied, and made out of dense weights.
+
+Reading order:
+    coo        a matrix as triples: what sparse means
+    csr        rows compressed: the form to compute with
+    base       what both can do: sums, scaling, products, in and out
+    gustavson  sparse times sparse, from the loop to the fast form
+    products   sparse times dense, and their derivatives' parts, on plain arrays
+    sums       entries that meet at one place
+    structure  the index arithmetic under all of it (a counting sort is a transpose)
+    checks     the invariants and their errors
+    picture, files
+    prune, decompose, initialise    sparse weights: cut, split, drawn
+
+NumPy only; SciPy is imported by `from_scipy` and `to_scipy` alone.
+"""
+
+from .base import Sparse
+from .coo import COO
+from .csr import CSR
+from .decompose import SparsePlusLowRank, sparse_plus_low_rank
+from .files import load_npz, save_npz
+from .gustavson import csr_csr_matmul, matmul_loop, matmul_triples
+from .initialise import sparse_normal
+from .products import Transpose, csr_matmul, csr_matvec, dense_csr_matmul, sampled_matmul, transpose_plan
+from .prune import magnitude_mask, prune, prune_global, prune_n_m
+
+__all__ = [
+    "COO",
+    "CSR",
+    "Sparse",
+    "SparsePlusLowRank",
+    "Transpose",
+    "csr_csr_matmul",
+    "csr_matmul",
+    "csr_matvec",
+    "dense_csr_matmul",
+    "load_npz",
+    "magnitude_mask",
+    "matmul_loop",
+    "matmul_triples",
+    "prune",
+    "prune_global",
+    "prune_n_m",
+    "sampled_matmul",
+    "save_npz",
+    "sparse_normal",
+    "sparse_plus_low_rank",
+    "transpose_plan",
+]

@@ -1,0 +1,97 @@
+"""The invariants of sparse storage: each is named in one sentence when an array breaks it."""
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from .structure import Array, index_dtype
+
+Checked = tuple[Array, Array, Array, tuple[int, int]]  # both index arrays in the narrowest dtype, values, shape
+
+
+def check_shape(shape: Any) -> tuple[int, int]:
+    """Two axes, neither negative."""
+    try:
+        n_rows, n_cols = (operator.index(axis) for axis in shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"shape is {shape!r}: it must be two integers (rows, columns).") from None
+    if n_rows < 0 or n_cols < 0:
+        raise ValueError(f"shape is {shape!r}: neither axis may be negative.")
+    return n_rows, n_cols
+
+
+def check_values(values: Any) -> Array:
+    """One axis of integers, floats or complex numbers; NaN and ∞ are values like any other."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "iufc":
+        raise ValueError(
+            f"values have dtype {values.dtype}: allowed are integers, floats and complex numbers; "
+            "convert them first, for example with values.astype(np.float32)."
+        )
+    if values.ndim != 1:
+        raise ValueError(f"values have shape {values.shape}: one axis is needed, a value for each entry.")
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def check_indices(name: str, indices: Any, limit: int, axis: str) -> Array:
+    """Integers in 0 … limit−1 along one axis."""
+    indices = np.asarray(indices)
+    if indices.size == 0 and indices.dtype.kind == "f":
+        indices = indices.astype(np.int64)  # an empty list has no dtype of its own
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} have dtype {indices.dtype} and shape {indices.shape}: integers along one axis needed."
+        )
+    if indices.size and (indices.min() < 0 or indices.max() >= limit):
+        bad = indices[(indices < 0) | (indices >= limit)][0]
+        raise ValueError(f"{name} contain {bad}: each must be at least 0 and below {limit}, the {axis}.")
+    return indices
+
+
+def check_coordinates(rows: Any, cols: Any, values: Any, shape: Any) -> Checked:
+    """COO: three arrays of one length, every place inside the matrix."""
+    shape, values = check_shape(shape), check_values(values)
+    rows = check_indices("rows", rows, shape[0], "rows")
+    cols = check_indices("cols", cols, shape[1], "columns")
+    if not len(rows) == len(cols) == len(values):
+        raise ValueError(
+            f"there are {len(rows)} rows, {len(cols)} cols and {len(values)} values: equally many are needed."
+        )
+    index = index_dtype(shape, len(values))
+    return rows.astype(index, copy=False), cols.astype(index, copy=False), values, shape
+
+
+def check_compressed(indptr: Any, indices: Any, values: Any, shape: Any) -> Checked:
+    """CSR: indptr (n_rows+1,) rises from 0 to nnz, never falling; indices are columns."""
+    shape, values = check_shape(shape), check_values(values)
+    indices = check_indices("indices", indices, shape[1], "columns")
+    indptr = np.asarray(indptr)
+    if len(indices) != len(values):
+        raise ValueError(f"there are {len(indices)} indices and {len(values)} values: equally many are needed.")
+    if indptr.shape != (shape[0] + 1,) or indptr.dtype.kind not in "iu":
+        raise ValueError(
+            f"indptr has dtype {indptr.dtype} and shape {indptr.shape}: it must be {shape[0] + 1} integers, "
+            "one more than there are rows."
+        )
+    if indptr[0] != 0 or indptr[-1] != len(indices):
+        raise ValueError(
+            f"indptr runs from {indptr[0]} to {indptr[-1]}: it must begin at 0 and end at {len(indices)}, "
+            "the number of entries."
+        )
+    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
+    if len(falls):
+        raise ValueError(f"indptr falls from row {falls[0]} to the next: it must never decrease.")
+    index = index_dtype(shape, len(values))
+    return indptr.astype(index, copy=False), indices.astype(index, copy=False), values, shape
+
+
+def frozen(array: Array) -> Array:
+    """An array that nobody can write to: itself if that is so already, else a read-only copy."""
+    owner = array
+    while isinstance(owner, np.ndarray) and not owner.flags.writeable and owner.base is not None:
+        owner = owner.base
+    if not (isinstance(owner, np.ndarray) and not owner.flags.writeable):
+        array = array.copy()
+        array.flags.writeable = False
+    return array
