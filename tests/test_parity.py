@@ -88,7 +88,15 @@ def combine(rows, weights, assignment):
     return rows.new_zeros(len(weights), rows.shape[1]).index_add(0, tokens, rows * weights.flatten()[order, None])
 
 
+def filled(values, pattern):
+    """The sparse matrix with its zeros, as autograd sees it."""
+    rows = torch.from_numpy(pattern.to_coo().rows).long(), torch.from_numpy(pattern.indices).long()
+    return values.new_zeros(pattern.shape).index_put(rows, values)
+
+
 REFERENCES = {
+    ops.sparse_matmul: lambda values, x, pattern: filled(values, pattern) @ x,
+    ops.sparse_linear: lambda x, values, pattern, bias=None: F.linear(x, filled(values, pattern).T, bias),
     ops.softplus: partial(F.softplus, threshold=100),
     ops.gelu: partial(F.gelu, approximate="tanh"),
     ops.gelu_exact: F.gelu,
