@@ -90,7 +90,7 @@ def combine(rows, weights, assignment):
 
 def filled(values, pattern):
     """The sparse matrix with its zeros, as autograd sees it."""
-    rows = torch.from_numpy(pattern.to_coo().rows).long(), torch.from_numpy(pattern.indices).long()
+    rows = tuple(torch.tensor(axis).long() for axis in (pattern.to_coo().rows, pattern.indices))
     return values.new_zeros(pattern.shape).index_put(rows, values)
 
 
