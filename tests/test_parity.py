@@ -96,6 +96,9 @@ def filled(values, pattern):
 
 REFERENCES = {
     ops.sparse_matmul: lambda values, x, pattern: filled(values, pattern) @ x,
+    ops.grouped_sparse_linear: lambda x, values, pattern, counts: for_groups(
+        torch.matmul, x, filled(values, pattern).reshape(len(counts), x.shape[1], -1), counts=counts
+    ),
     ops.sparse_linear: lambda x, values, pattern, bias=None: F.linear(x, filled(values, pattern).T, bias),
     ops.softplus: partial(F.softplus, threshold=100),
     ops.gelu: partial(F.gelu, approximate="tanh"),

@@ -140,3 +140,7 @@ def _sparse(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
             f"{name}, bias", ops.sparse_linear, (normal((2, rows)), normal(pattern.nnz), pattern, normal(columns))
         )
         yield Case(f"{name}, no rows", ops.sparse_linear, (normal((0, rows)), normal(pattern.nnz), pattern))
+    for name, counts in (("all at work", [2, 1, 3]), ("an idle expert", [2, 0, 1]), ("no rows", [0, 0, 0])):
+        pattern = CSR.from_dense(normal((12, 5)), rng.random((12, 5)) < 0.4)
+        rows = normal((sum(counts), 4))
+        yield Case(name, ops.grouped_sparse_linear, (rows, normal(pattern.nnz), pattern, np.array(counts)))

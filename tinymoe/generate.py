@@ -51,6 +51,12 @@ def main(argv: list[str] | None = None) -> int:
         help="choose among the most likely bytes that together have this probability (default: 0.95)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another text (default: 0)")
+    parser.add_argument(
+        "--csr",
+        action="store_true",
+        help="compute with the sparse matrices of a model trained with "
+        "--sparsity as they are stored, instead of filling in the zeros",
+    )
     args = parser.parse_args(argv)
     if args.tokens < 0 or args.seed < 0:
         raise UserError(f"--tokens is {args.tokens} and --seed {args.seed}; both must be 0 or more")
@@ -61,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.prompt:
         raise UserError("--prompt is empty; the model needs something to go on, if only a new line")
 
-    params, config = load_model(args.folder / MODEL)
+    params, config = load_model(args.folder / MODEL, keep_sparse=args.csr)
     prompt = np.frombuffer(args.prompt.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int64)
     if config.vocabulary != 256:
         raise UserError(

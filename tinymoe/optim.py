@@ -84,6 +84,26 @@ def adamw(
         θ -= work
 
 
+def lazy(update: Any) -> Any:
+    """The same update, only for the rows (along the first axis) whose gradient is not all zero.
+
+    The rows of an embedding that a batch does not contain, and experts without tokens, keep weights and moments to the
+    bit, without decay: the document's Δw_i = 0 for i ∉ A. For SGD without momentum and decay that is the dense update;
+    for Adam it is not: there a row's moments decay, and move it, in every step.
+
+    Source: the untitled document on the 稀疏门控 (sparse gate), §4; torch.optim.SparseAdam for the name's meaning.
+    """
+
+    def lazy_update(parameter: Array, gradient: Array, slots: Slots, **options: Any) -> None:
+        used = gradient.reshape(len(gradient), -1).any(1)
+        edges = np.flatnonzero(np.diff(used, prepend=False, append=False)).reshape(-1, 2)
+        for first, last in edges.tolist():  # each run of used rows
+            rows = slice(first, last)
+            update(parameter[rows], gradient[rows], {name: slot[rows] for name, slot in slots.items()}, **options)
+
+    return lazy_update
+
+
 OPTIMIZERS: dict[str, Any] = {"adamw": adamw, "sgd": sgd}
 SLOTS = {"adamw": ("mean", "square"), "sgd": ("velocity",)}
 

@@ -9,6 +9,8 @@ from .errors import UserError
 from .models.parameters import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig
 from .optim import OPTIMIZERS
 
+RECIPES = ("none", "prune", "init", "l1", "l1-proximal", "iht", "rigl", "low-rank")
+
 
 def _option(default: Any, help: str, group: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": help, "group": group, **more})
@@ -84,6 +86,24 @@ class Settings:
     clip: float = _option(1.0, "largest global norm of the gradient; 0 for no limit", "optimisation", least=0.0)
     balance: float = _option(0.01, "weight of the load-balance loss", "optimisation", least=0.0)
 
+    sparsity: str = _option(
+        "none", "make weights sparse: a recipe from the list at the end", "sparsity", choices=RECIPES
+    )
+    sparsity_level: float = _option(0.9, "share of zeros to reach, in [0, 1)", "sparsity", least=0.0)
+    sparsity_scope: str = _option(
+        "layer",
+        "what prune compares: the weights of a layer, of all layers (global), or N of every M (such as 2:4)",
+        "sparsity",
+    )
+    sparsity_every: int = _option(100, "steps between two revisions of which weights are zero", "sparsity")
+    l1: float = _option(1e-4, "weight λ of the L1 penalty", "sparsity", least=0.0)
+    rank: int = _option(8, "rank of the dense part in low-rank", "sparsity")
+    lazy: bool = _option(
+        False,
+        "update only the embedding rows and experts that were used; the moments of the others stand still",
+        "sparsity",
+    )
+
     @property
     def model(self) -> LanguageConfig:
         return LanguageConfig(
@@ -104,13 +124,19 @@ class Settings:
             choices = f.metadata.get("choices")
             if choices and value not in choices:
                 raise UserError(f"{flag(f.name)} is {value!r}; choose one of {', '.join(choices)}")
-        for name in ("beta1", "beta2", "dropout"):
+        for name in ("beta1", "beta2", "dropout", "sparsity_level"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; it must be below 1")
         if self.accumulate > self.batch_size:
             raise UserError(f"--accumulate is {self.accumulate}, more than the {self.batch_size} windows of a batch")
         if self.workers > 64:
             raise UserError(f"--workers is {self.workers}; more than 64 processes on one machine is surely a mistake")
+        if self.sparsity_scope not in ("layer", "global"):
+            n, _, m = self.sparsity_scope.partition(":")
+            if not (n.isdecimal() and m.isdecimal() and 1 <= int(n) <= int(m)):
+                raise UserError(
+                    f"--sparsity-scope is {self.sparsity_scope!r}; choose layer, global, or N:M with 1 ≤ N ≤ M (2:4)"
+                )
         try:
             self.model  # noqa: B018 (building it checks the combination)
         except ValueError as error:

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from . import optim
+from . import optim, sparsify
 from .checkpoint import load_arrays, save_arrays
 from .errors import UserError
 from .folder import CHECKPOINT, MODEL
 from .models.parameters import Language, LanguageConfig, initialize
 from .settings import Settings, from_plain, to_plain
+from .sparse import CSR
 from .tree import named, with_leaves
 
 Array = np.ndarray
@@ -28,8 +29,13 @@ class State:
 
 
 def new_state(settings: Settings) -> State:
-    params = initialize(settings.model, np.random.default_rng(settings.seed))
-    return State(params, {name: optim.new_slots(settings.optimizer, p) for name, p in named(params).items()})
+    rng = np.random.default_rng(settings.seed)
+    leaves = named(params := initialize(settings.model, rng))
+    slots = {name: optim.new_slots(settings.optimizer, p) for name, p in leaves.items()}
+    weights = {name: leaves[name] for name in sparsify.chosen(leaves)}
+    for name, mask in sparsify.first_masks(weights, settings, rng).items():
+        slots[name]["mask"] = mask
+    return State(params, slots)
 
 
 def save_state(folder: Path, state: State, settings: Settings, corpus_sha256: str) -> None:
@@ -41,7 +47,7 @@ def save_state(folder: Path, state: State, settings: Settings, corpus_sha256: st
         arrays,
         {"settings": to_plain(settings), "step": state.step, "seconds": state.seconds, "corpus_sha256": corpus_sha256},
     )
-    save_model(folder / MODEL, state.params, settings.model)
+    save_model(folder / MODEL, state.params, settings.model, sparse=settings.sparsity != "none")
 
 
 def load_state(folder: Path) -> tuple[State, Settings, str]:
@@ -64,19 +70,39 @@ def load_state(folder: Path) -> tuple[State, Settings, str]:
         raise UserError(f"{path} is not a checkpoint of this version ({error}); train anew") from None
 
 
-def save_model(path: Path, params: Language, config: LanguageConfig) -> None:
-    """The parameters alone, with the shape of the model as metadata."""
-    save_arrays(path, named(params), {"config": asdict(config)})
+def save_model(path: Path, params: Language, config: LanguageConfig, sparse: bool = False) -> None:
+    """The parameters alone, with the shape of the model as metadata.
+
+    With `sparse`, attention and expert matrices that take less room that way are stored as CSR, in three arrays
+    `NAME.indptr`, `NAME.indices` and `NAME.data`; the matrices of a stack stand below one another.
+    """
+    arrays = dict(named(params))
+    for name in sparsify.chosen(arrays) if sparse else ():
+        csr = sparsify.as_csr(arrays[name])
+        if csr.nbytes < arrays[name].nbytes:
+            del arrays[name]
+            arrays |= {f"{name}.indptr": csr.indptr, f"{name}.indices": csr.indices, f"{name}.data": csr.data}
+    save_arrays(path, arrays, {"config": asdict(config)})
 
 
-def load_model(path: Path) -> tuple[Language, LanguageConfig]:
-    """What `save_model` wrote. Raises UserError for a file that is missing, damaged or not a language model."""
+def load_model(path: Path, keep_sparse: bool = False) -> tuple[Language, LanguageConfig]:
+    """What `save_model` wrote. Matrices stored as CSR are filled in, or, with `keep_sparse`, stay `CSR`.
+
+    Raises UserError for a file that is missing, damaged or not a language model.
+    """
     arrays, metadata = load_arrays(path)
     try:
         shape: dict[str, Any] = metadata["config"]
         config = LanguageConfig(**{**shape, "dense_layers": tuple(shape["dense_layers"])})
         template = initialize(config, np.random.default_rng(0))
-        return with_leaves(template, _fill(named(template), arrays, "", path)), config
+        leaves, found = named(template), dict[str, Any]()
+        for name, leaf in leaves.items():
+            if f"{name}.indptr" in arrays:
+                indptr, indices, data = (arrays[f"{name}.{part}"] for part in ("indptr", "indices", "data"))
+                csr = CSR(indptr, indices, data, (leaf.size // leaf.shape[-1], leaf.shape[-1]), keep_zeros=True)
+                found[name] = csr if keep_sparse else csr.to_dense().reshape(leaf.shape)
+        found |= _fill({name: leaf for name, leaf in leaves.items() if name not in found}, arrays, "", path)
+        return with_leaves(template, found), config
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not hold a language model ({error})") from None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import plots
+from . import plots, sparsify
 from .arguments import Run, prepare
 from .checkpoint import write_atomically
 from .data.windows import TrainingWindows
@@ -125,10 +125,22 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     write_sample(work)
+    if settings.sparsity != "none":
+        print(sparsity_report(work))
     pictures = "loss.png, experts.png" if (folder / "experts.png").exists() else "loss.png"
     print(f"results in {folder}: {pictures}, metrics.jsonl, sample.txt, model.safetensors")
     print(f'next: python -m tinymoe.generate {folder} --prompt "The " --tokens 300')
     return 0
+
+
+def sparsity_report(work: Run) -> str:
+    """Density and bytes of the matrices that the recipe worked on."""
+    params = named(work.state.params)
+    found = sparsify.summary({name: params[name] for name in sparsify.chosen(params)})
+    return (
+        f"sparsity {work.settings.sparsity}: {found['density']:.1%} of the attention and expert weights are not zero, "
+        f"{found['csr_bytes']:,} bytes as CSR, {found['dense_bytes']:,} dense"
+    )
 
 
 def write_sample(work: Run) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import ops, optim
+from . import ops, optim, sparsify
 from .data.windows import Batch, evaluation_batches
 from .models.language import forward, loss
 from .models.parameters import Language, LanguageConfig, initialize
@@ -91,6 +91,11 @@ class Trainer:
         }
         factor = optim.clip_factor(norm, settings.clip)
         self.team.run(update, [UpdateJob(group, settings, factor, options) for group in self.groups])
+        if settings.sparsity != "none":
+            arrays, params = self.team.arrays, named(self.state.params)
+            weights = {name: params[name] for name in sparsify.chosen(params)}
+            gradients = {name: arrays[f"gradient.0.{name}"] for name in weights}
+            sparsify.revise(weights, gradients, self.state.slots, settings, step)
         self.state.step = step
         return report
 
@@ -153,14 +158,27 @@ def add_gradients(arrays: dict[str, Array], job: tuple[list[str], int]) -> float
 
 
 def update(arrays: dict[str, Array], job: UpdateJob) -> None:
-    """Let the optimiser change some of the parameters."""
-    optimizer, slots = optim.OPTIMIZERS[job.settings.optimizer], optim.SLOTS[job.settings.optimizer]
+    """Let the optimiser change some of the parameters, within the bounds of the recipe for sparse weights."""
+    settings = job.settings
+    optimizer, slots = optim.OPTIMIZERS[settings.optimizer], optim.SLOTS[settings.optimizer]
+    sparse = set(sparsify.chosen(job.names)) if settings.sparsity != "none" else set()
     for name in job.names:
         p, g = arrays[f"params.{name}"], arrays[f"gradient.0.{name}"]
         if job.factor != 1:
             g *= job.factor
-        decay = job.settings.weight_decay if p.ndim > 1 else 0.0
-        optimizer(p, g, _slots(arrays, name, slots), weight_decay=decay, **job.options)
+        if name in sparse:
+            sparsify.penalize(p, g, settings)
+        apply = optim.lazy(optimizer) if settings.lazy and _by_row(name) else optimizer
+        decay = settings.weight_decay if p.ndim > 1 else 0.0
+        apply(p, g, _slots(arrays, name, slots), weight_decay=decay, **job.options)
+        if name in sparse:
+            memory = _slots(arrays, name, [slot for slot in (*slots, "mask") if f"{slot}.{name}" in arrays])
+            sparsify.constrain(p, memory, settings, job.options["step"], job.options["lr"])
+
+
+def _by_row(name: str) -> bool:
+    """Whether the first axis of a leaf is one of tokens or of experts, of which a batch may use a part."""
+    return name == "embedding" or ".experts." in name
 
 
 def total_losses(arrays: dict[str, Array], job: tuple[LanguageConfig, list[Batch]]) -> list[tuple[float, int]]:

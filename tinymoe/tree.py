@@ -1,4 +1,4 @@
-"""Parameters are nested dataclasses and tuples whose leaves are arrays; None stands for a part that isn't there.
+"""Parameters are nested dataclasses and tuples whose leaves are arrays, or sparse matrices; None stands for no part.
 
 A gradient has the type of its parameters. Names such as `blocks.0.mixture.router` are derived here, once, for
 checkpoints, reports and the optimiser.
@@ -9,6 +9,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+
+from .sparse import Sparse
 
 Tree = TypeVar("Tree")
 
@@ -33,7 +35,7 @@ def with_leaves(tree: Tree, arrays: Mapping[str, np.ndarray]) -> Tree:
 def _map(function: Any, name: str, tree: Any, *others: Any) -> Any:
     if tree is None:
         return None
-    if isinstance(tree, np.ndarray):
+    if isinstance(tree, np.ndarray | Sparse):
         return function(name, tree, *others)
     prefix = name + "." if name else ""
     if isinstance(tree, tuple):

@@ -10,8 +10,8 @@ is written to, and a `backward` can be called again.
 Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads · P width per
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
-Reading order: pointwise, linear, norm, softmax, positions, shift, attention, routing, balance, experts,
-moe, sparse.
+Reading order: pointwise, linear, norm, softmax, positions, shift, attention, routing, balance, sparse,
+experts, moe.
 """
 
 from .attention import causal_attention
@@ -25,7 +25,15 @@ from .positions import add_positions, rotary, sinusoidal
 from .routing import Assignment, combine, dispatch, group_by_expert, top_k_gate
 from .shift import token_shift
 from .softmax import cross_entropy, log_sum_exp, softmax
-from .sparse import combine_matrix, dispatch_matrix, one_hot, routing_matrix, sparse_linear, sparse_matmul
+from .sparse import (
+    combine_matrix,
+    dispatch_matrix,
+    grouped_sparse_linear,
+    one_hot,
+    routing_matrix,
+    sparse_linear,
+    sparse_matmul,
+)
 
 OPERATIONS = (
     relu,
@@ -49,6 +57,7 @@ OPERATIONS = (
     causal_attention,
     sparse_matmul,
     sparse_linear,
+    grouped_sparse_linear,
     top_k_gate,
     dispatch,
     combine,

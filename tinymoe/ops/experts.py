@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from ..sparse import CSR
 from .pointwise import relu
+from .sparse import grouped_sparse_linear
 
 
 def grouped_linear(x, weight, counts):
@@ -47,19 +49,19 @@ def experts(x, up, down, gate=None, *, counts, activation=relu):
         y = h Down_e
 
     x       (M, D)     rows grouped by expert
-    up      (E, D, F)
-    down    (E, F, D)
-    gate    (E, D, F)  or None
+    up      (E, D, F)  or a `CSR` of shape (E·D, F), the experts' matrices below one another; its gradient is one too
+    down    (E, F, D)  likewise
+    gate    (E, D, F)  likewise, or None
     counts  (E,)       int, rows per expert
     y       (M, D)
 
     Source: Shazeer et al. 2017, §3.2 (ReLU); Shazeer 2020, eq. 6 (SwiGLU).
     """
-    u, up_back = grouped_linear(x, up, counts)
-    g, gate_back = (u, None) if gate is None else grouped_linear(x, gate, counts)
+    u, up_back = _grouped(x, up, counts)
+    g, gate_back = (u, None) if gate is None else _grouped(x, gate, counts)
     a, activation_back = activation(g)
     h = a if gate is None else a * u
-    y, down_back = grouped_linear(h, down, counts)
+    y, down_back = _grouped(h, down, counts)
 
     def backward(dy):
         dh, ddown = down_back(dy)
@@ -69,5 +71,18 @@ def experts(x, up, down, gate=None, *, counts, activation=relu):
         dx_up, dup = up_back(dh * a)
         dx_gate, dgate = gate_back(*activation_back(dh * u))
         return dx_up + dx_gate, dup, ddown, dgate
+
+    return y, backward
+
+
+def _grouped(x, weight, counts):
+    """`grouped_linear`, with dense or sparse weights."""
+    if not isinstance(weight, CSR):
+        return grouped_linear(x, weight, counts)
+    y, sparse_back = grouped_sparse_linear(x, weight.data, weight, counts)
+
+    def backward(dy):
+        dx, dvalues = sparse_back(dy)
+        return dx, weight.with_data(dvalues)
 
     return y, backward

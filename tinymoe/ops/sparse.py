@@ -64,6 +64,48 @@ def sparse_linear(x, values, pattern, bias=None):
     return y, backward
 
 
+def grouped_sparse_linear(x, values, pattern, counts):
+    """A different sparse linear map for each group of consecutive rows: experts stored as one CSR matrix.
+
+        y_r = x_r W_e  for the rows r of expert e,   W = the pattern with these values, W_e its rows eD to (e+1)D
+        dx_r = dy_r W_eᵀ        dvalues: for each entry of W_e, Σ_{r of e} x_ri dy_rj
+
+    x        (M, D)  rows grouped by expert
+    values   (Z,)    of the stored entries, row after row
+    pattern  a `CSR` of shape (E·D, F) whose own values are not looked at
+    counts   (E,)    int, rows per expert; they add up to M
+    y        (M, F)
+
+    Raises ValueError when values, pattern or counts don't fit.
+    Source: 《大语言模型原理基础与前沿：为什么采用稀疏专家模型》 §6.4.
+    """
+    check_values(values, pattern)
+    width = x.shape[1]
+    if pattern.shape[0] != len(counts) * width or counts.sum() != len(x):
+        raise ValueError(
+            f"a pattern of shape {pattern.shape} and counts that add up to {counts.sum()} don't fit {len(counts)} "
+            f"experts on rows of shape {x.shape}"
+        )
+    ends = np.cumsum(counts).tolist()
+    parts = []  # (rows of x, entries, pattern of the expert)
+    for e, (first, last) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        entries = slice(*pattern.indptr[[e * width, (e + 1) * width]].tolist())
+        parts.append((slice(first, last), entries, pattern[e * width : (e + 1) * width]))
+    y = np.empty((len(x), pattern.shape[1]), np.result_type(x, values))
+    for rows, entries, w in parts:
+        y[rows] = dense_csr_matmul(x[rows], w.indptr, w.indices, values[entries], w.shape[1])
+
+    def backward(dy):
+        dx = np.empty(x.shape, dy.dtype)
+        dvalues = np.empty(values.shape, dy.dtype)
+        for rows, entries, w in parts:
+            dx[rows] = csr_matmul(w.indptr, w.indices, values[entries], dy[rows].T, w.shape[1]).T
+            dvalues[entries] = sampled_matmul(w.indptr, w.indices, x[rows].T, dy[rows])
+        return dx, dvalues
+
+    return y, backward
+
+
 def check_values(values, pattern):
     if values.shape != (pattern.nnz,):
         raise ValueError(
