@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from . import sparsify
 from .data import corpora
 from .errors import Parser, UserError
 from .folder import CHECKPOINT, CONFIG, new_folder
@@ -22,11 +23,12 @@ RESUMABLE = ("steps", "eval_every", "checkpoint_every", "sample_tokens")  # what
 def parser() -> Parser:
     """The command line, made from the fields of `Settings`."""
     presets = "\n".join(f"  {name:<10} {PRESET_HELP[name]}" for name in PRESETS)
+    recipes = (sparsify.__doc__ or "").split("\n\n")[1]
     parser = Parser(
         prog="python -m tinymoe.train",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=DESCRIPTION,
-        epilog=f"presets:\n{presets}\n\nexamples:\n"
+        epilog=f"presets:\n{presets}\n\nrecipes for --sparsity:\n{recipes}\n\nexamples:\n"
         "  python -m tinymoe.train\n"
         "  python -m tinymoe.train --corpus my.txt --out runs/mine --steps 3000\n"
         "  python -m tinymoe.train --resume runs/mine --steps 4000\n",
