@@ -1,9 +1,12 @@
 """The whole model: its gradient by name, and properties that must hold whatever the parameters."""
 
+import weakref
+
 import numpy as np
 import pytest
 
 from tinymoe import check
+from tinymoe.models import language
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import Language, LanguageConfig, initialize
 from tinymoe.tree import named, tree_map, with_leaves
@@ -132,3 +135,24 @@ def test_a_text_longer_than_a_learned_table_is_refused():
     params, ids, _ = setup(config, length=9)
     with pytest.raises(ValueError, match="9 positions"):
         forward(params, config, ids)
+
+
+def test_activations_are_freed_block_by_block_on_the_way_back(monkeypatch):
+    original, alive, seen = language.block, [], []
+
+    def watched(*args):
+        y, back = original(*args)
+
+        def backward(dy, dbalance):
+            seen.append(sum(reference() is not None for reference in alive))
+            return back(dy, dbalance)
+
+        alive.append(weakref.ref(backward))
+        return y, backward
+
+    monkeypatch.setattr(language, "block", watched)
+    config = LanguageConfig(**{**CONFIG.__dict__, "layers": 4})
+    params, ids, targets = setup(config)
+    _, backward = loss(params, config, ids, targets)
+    backward()
+    assert seen == [4, 3, 2, 1]
