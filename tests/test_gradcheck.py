@@ -1,5 +1,7 @@
 """The checker is proved with planted bugs: each is a mistake that somebody has made, and each must be caught."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -246,3 +248,108 @@ def test_a_bug_anywhere_in_the_whole_model_is_caught_under_its_name(place):
 
     report = check_gradients(model, *leaves.values(), names=list(leaves))
     assert [i.name for i in report.inputs if i.error > report.tolerance] == [place]
+
+
+def scaled(function, slope):
+    """y, backward of an elementwise function with whatever slope one claims."""
+
+    def op(x):
+        def backward(dy):
+            return (dy * slope(x),)
+
+        return function(x), backward
+
+    return op
+
+
+HUGE = np.where(RNG.random((32, 32)) < 0.5, 1.0, 0.0)
+HIDDEN = [
+    (
+        "masked with -1e9",
+        scaled(lambda x: np.where(HUGE > 0, x, -1e9), lambda x: 2 * HUGE),
+        RNG.standard_normal((32, 32)),
+    ),
+    (
+        "masked with the least float32",
+        scaled(lambda x: np.where(HUGE > 0, x, np.finfo(np.float32).min), lambda x: 2 * HUGE),
+        RNG.standard_normal((32, 32)),
+    ),
+    ("a large constant", scaled(lambda x: x + 1e11, lambda x: 2 + 0 * x), X),
+    ("large inputs", scaled(lambda x: x * x, lambda x: 3 * x), 1e12 * X),
+    ("larger inputs", scaled(lambda x: x * x, lambda x: 0 * x), 1e14 * X),
+    ("one large input", scaled(lambda x: x * 1, lambda x: 0 * x), np.array([1.0, 2.0, 1e10])),
+    ("sine far out", scaled(np.sin, lambda x: 0 * x), 1e20 * X),
+    ("flat spot", scaled(lambda x: x * x, lambda x: 0 * x + 1), np.zeros(3)),
+]
+
+
+@pytest.mark.parametrize(("function", "x"), [pytest.param(f, x, id=name) for name, f, x in HIDDEN])
+def test_a_wrong_gradient_is_never_ok_however_well_it_hides(function, x):
+    with contextlib.suppress(MarginError):  # can't tell, and says so
+        assert not check_gradients(function, x).ok
+
+
+@pytest.mark.parametrize(
+    ("function", "x"),
+    [
+        pytest.param(
+            scaled(lambda x: np.where(HUGE > 0, x, -1e9), lambda x: HUGE), RNG.standard_normal((32, 32)), id="-1e9"
+        ),
+        pytest.param(
+            scaled(lambda x: np.where(HUGE > 0, x, -np.inf), lambda x: HUGE), RNG.standard_normal((32, 32)), id="-inf"
+        ),
+        pytest.param(scaled(np.sin, np.cos), 1e5 * X, id="sine"),
+        pytest.param(scaled(lambda x: x**4, lambda x: 4 * x**3), np.zeros(3), id="flat"),
+        pytest.param(scaled(lambda x: x * x, lambda x: 2 * x), 1e-6 * X, id="small"),
+    ],
+)
+def test_a_right_gradient_in_a_difficult_place_is_ok(function, x):
+    report = check_gradients(function, x)
+    assert report.ok, report
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "said"),
+    [
+        (lambda x: x * 2, (X,), "two things"),
+        (lambda x: ([1.0], lambda: ()), (X,), "no float array among the outputs"),
+        (lambda x: (2.0 * np.asarray(x), lambda dy: ()), ([1.0, 2.0],), "no float array among the inputs"),
+        (lambda x: (x, lambda dy: dy), (X,), "must return a tuple"),
+        (lambda x: (x, lambda dy: ([1.0],)), (X,), "dx is a list"),
+        (lambda x: (x, lambda dy: (dy.astype(np.float32),)), (X,), "dx is float32"),
+        (lambda x: (x, lambda dy: (dy + 5j,)), (X,), "dx is complex128"),
+        (lambda x: (x, lambda dy: (None,)), (X,), "dx is a NoneType"),
+        (lambda x: (x * np.nan, lambda dy: (dy,)), (X,), "NaN"),
+    ],
+)
+def test_what_is_wrong_with_the_form_is_said_in_words(function, inputs, said):
+    report = check_gradients(function, *inputs)
+    assert not report.ok
+    assert said in str(report)
+
+
+def test_integers_and_options_must_not_be_written_to_either():
+    def erases_ids(ids, table):
+        ids[...] = 0
+        return ops.embedding(ids, table)
+
+    def erases_option(x, *, w):
+        w *= 0
+        return ops.tanh(x)
+
+    ids, w = np.array([1, 2]), np.ones(3)
+    assert "written to" in str(check_gradients(erases_ids, ids, W))
+    assert "written to" in str(check_gradients(erases_option, X, w=w))
+    assert ids.tolist() == [1, 2]
+    assert w.tolist() == [1, 1, 1]
+
+
+def test_a_function_that_loses_the_imaginary_part_is_refused():
+    with pytest.raises(MarginError, match="imaginary"):
+        check_gradients(scaled(lambda x: x.real**2, lambda x: 0 * x), X, method="complex")
+
+
+@pytest.mark.parametrize("options", [{"directions": 0}, {"method": "center"}, {"tolerance": np.inf}, {"names": []}])
+def test_a_check_that_checks_nothing_is_refused(options):
+    with pytest.raises(ValueError, match=r"allowed|names"):
+        check_gradients(ops.tanh, X, **options)

@@ -168,7 +168,7 @@ def test_lazy_sgd_without_memory_is_sgd_and_lazy_adam_is_not_adam():
     [
         (["--sparsity", "magic"], "choose one of none, prune"),
         (["--sparsity-level", "1"], "must be below 1"),
-        (["--sparsity-level", "-0.1"], "must be at least 0"),
+        (["--sparsity-level", "-0.1"], "at least 0"),
         (["--sparsity-scope", "4:2"], "1 ≤ N ≤ M"),
         (["--sparsity-scope", "some"], "choose layer, global"),
         (["--rank", "0"], "--rank is 0"),

@@ -68,7 +68,7 @@ def assert_same_run(a, b):
 def test_a_run_leaves_everything_it_promises(text, tmp_path, capsys):
     assert run(text, tmp_path / "a", "--steps", 30) == 0
     printed = capsys.readouterr().out
-    for part in ("sha256", "parameters", "validation", "tokens/s", "left", "expert load", "next: python -m"):
+    for part in ("sha256", "parameters", "validation", "tokens/s", "left", "expert load", "next: "):
         assert part in printed
     names = {f.name for f in (tmp_path / "a").iterdir()}
     assert names == {
@@ -294,7 +294,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(flags, message, tmp
 def test_bad_input_exits_with_2_and_no_traceback(tmp_path):
     done = command("tinymoe.train", "--corpus", "nowhere.txt", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: can't read the corpus nowhere.txt")
+    assert done.stderr.startswith("error: can't read the corpus")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
     assert issubclass(CorpusError, errors.UserError)
@@ -401,3 +401,77 @@ def test_generate_streams_the_same_text_for_the_same_seed(text, tmp_path):
 def test_generate_refuses_bad_input(flags, message, tmp_path):
     with pytest.raises(UserError, match=message):
         generate.main([str(tmp_path), *flags])
+
+
+def test_a_reader_that_leaves_does_not_stop_the_training(text, tmp_path):
+    """As in `python -m tinymoe.train | head -1`."""
+    flags = ["--corpus", str(text), "--out", str(tmp_path / "a"), *SMALL, "--steps", "60"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "tinymoe.train", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 0, process.stderr.read()
+    process.stderr.close()
+    assert load_state(tmp_path / "a")[0].step == 60
+
+
+def test_a_killed_worker_ends_the_run_with_one_sentence(text, tmp_path, monkeypatch, capsys):
+    work = arguments.prepare(["--corpus", str(text), "--out", str(tmp_path / "a"), *SMALL, "--workers", "2"])
+    windows = train.TrainingWindows(work.corpus.train, 16, 0)
+    with (
+        train.Trainer(work.state, work.settings) as trainer,
+        pytest.raises(UserError, match="worker process was ended"),
+    ):
+        for step in range(1, 5):
+            trainer.step(windows.batch(step, 5))
+            trainer.team._members[0].kill()
+
+
+def test_resuming_refuses_folders_that_do_not_fit_together(text, tmp_path):
+    run(text, tmp_path / "a", "--steps", 10)
+    run(text, tmp_path / "b", "--steps", 10, "--lr", 0.5)
+    (tmp_path / "a/checkpoint.safetensors").rename(tmp_path / "a/kept")
+    with pytest.raises(UserError, match="has a model but no checkpoint"):
+        train.main(["--resume", str(tmp_path / "a"), "--steps", "20"])
+    (tmp_path / "a/checkpoint.safetensors").write_bytes((tmp_path / "b/checkpoint.safetensors").read_bytes())
+    with pytest.raises(UserError, match="differ in lr"):
+        train.main(["--resume", str(tmp_path / "a"), "--steps", "20"])
+    (tmp_path / "a/config.toml").write_text("")
+    with pytest.raises(UserError, match="incomplete"):
+        train.main(["--resume", str(tmp_path / "a"), "--steps", "20"])
+
+
+def test_damaged_metrics_do_not_stop_a_resumed_run(text, tmp_path):
+    run(text, tmp_path / "a", "--steps", 10)
+    whole = (tmp_path / "a/metrics.jsonl").read_bytes().splitlines()
+    damaged = [
+        *whole[:4],
+        b"[1, 2]",
+        b"\xff{",
+        b'{"step": 1}',
+        b"",
+        b'{"step": "a", "split": "train"}',
+        *whole[4:],
+        b'{"st',
+    ]
+    (tmp_path / "a/metrics.jsonl").write_bytes(b"\n".join(damaged))
+    assert train.main(["--resume", str(tmp_path / "a"), "--steps", "12"]) == 0
+    assert [r["step"] for r in records(tmp_path / "a") if r["split"] == "train"] == list(range(1, 13))
+
+
+def test_a_model_that_has_diverged_is_not_saved_over_a_good_one(text, tmp_path, capsys):
+    flags = ("--lr", 1e8, "--warmup", 0, "--eval-every", 1, "--checkpoint-every", 1, "--steps", 3)
+    assert run(text, tmp_path / "a", *flags) == 1
+    assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "a/checkpoint.safetensors").exists()
+    assert b"NaN" not in (tmp_path / "a/metrics.jsonl").read_bytes()
+
+
+def test_overwriting_deletes_nothing_when_it_can_not_succeed(text, tmp_path):
+    run(text, tmp_path / "a", "--steps", 10)
+    (tmp_path / "a/loss.png").unlink()
+    (tmp_path / "a/loss.png").mkdir()
+    with pytest.raises(UserError, match="is not a file"):
+        run(text, tmp_path / "a", "--overwrite")
+    assert (tmp_path / "a/checkpoint.safetensors").exists()

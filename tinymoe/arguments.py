@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 from . import sparsify
 from .data import corpora
 from .errors import Parser, UserError
-from .folder import CHECKPOINT, CONFIG, new_folder
+from .folder import CHECKPOINT, CONFIG, MODEL, new_folder
 from .settings import PRESET_HELP, PRESETS, Settings, flag, read_toml, resolve
 from .state import State, load_state, new_state
 
@@ -87,6 +87,8 @@ def prepare(argv: list[str] | None = None) -> Run:
     flags = vars(parser().parse_args(argv))
     out, resume, overwrite, config = (flags.pop(name) for name in ("out", "resume", "overwrite", "config"))
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
+    if any(path is not None and not str(path).strip(" .") and str(path) != "." for path in (out, resume)):
+        raise UserError("the name of a folder is empty; name one")
     if resume:
         if out or overwrite or config or flags.keys() - set(RESUMABLE):
             raise UserError(
@@ -96,6 +98,8 @@ def prepare(argv: list[str] | None = None) -> Run:
         settings, state, sha256 = _resumed(resume, flags)
     else:
         settings, state, sha256 = resolve(flags, config), None, None
+        here = tuple(c if corpora.is_name(c) else str(Path(c).resolve()) for c in settings.corpus)
+        settings = replace(settings, corpus=here)  # so that the run can be resumed from anywhere
     corpus = corpora.load_split(settings.corpus, settings.context, settings.seed)
     if sha256 not in (None, corpus.sha256):
         raise UserError(
@@ -109,9 +113,22 @@ def prepare(argv: list[str] | None = None) -> Run:
 def _resumed(folder: Path, flags: dict[str, Any]) -> tuple[Settings, State | None, str | None]:
     if not (folder / CONFIG).exists():
         raise UserError(f"{folder} is not the folder of a run (it has no {CONFIG})")
-    if not (folder / CHECKPOINT).exists():  # stopped before the first checkpoint
-        return replace(Settings(**read_toml(folder / CONFIG)), **flags).validated(), None, None
+    written = read_toml(folder / CONFIG)
+    if written.keys() != {f.name for f in fields(Settings)}:
+        raise UserError(f"{folder / CONFIG} is incomplete or of another version; restore it, or train anew")
+    if not (folder / CHECKPOINT).exists():
+        if (folder / MODEL).exists():
+            raise UserError(
+                f"{folder} has a model but no {CHECKPOINT} to go on from; restore it, or train anew elsewhere"
+            )
+        return replace(Settings(**written), **flags).validated(), None, None  # stopped before the first checkpoint
     state, settings, sha256 = load_state(folder)
+    changed = [n for n, v in written.items() if n not in RESUMABLE and v != getattr(settings, n)]
+    if changed:
+        raise UserError(
+            f"{folder / CONFIG} and the checkpoint beside it differ in {', '.join(changed)}: one of them is from another "
+            "run; restore it, or train anew"
+        )
     settings = replace(settings, **flags).validated()
     if settings.steps < state.step:
         raise UserError(f"{folder} has already done {state.step} steps; give --steps above that to go on")

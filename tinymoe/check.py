@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .cases import cases
+from .errors import Parser, UserError, run
 from .gradcheck import TOLERANCE, MarginError, Report, check_gradients
 from .models.language import loss
 from .models.parameters import LanguageConfig, initialize
@@ -115,7 +116,7 @@ def _check_language(config: LanguageConfig, method: str, seed: int) -> Report:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tinymoe.check",
         description=(__doc__ or "").partition(": ")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     seed = parser.parse_args(argv).seed
     if seed < 0:
-        parser.error(f"--seed is {seed}; it must be 0 or more")
+        raise UserError(f"--seed is {seed}; it must be 0 or more")
 
     worst = []
     print(f"{'operation':<18} {'cases':>5}  worst relative error")
@@ -148,4 +149,4 @@ def _mark(error: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

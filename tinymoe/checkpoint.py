@@ -23,11 +23,15 @@ Array = np.ndarray
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the file at `path`, or leave it as it was."""
     aside = path.with_name(f".{path.name}.partial")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)  # a full disk must not be kept full by half a file
+        raise
     if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk too
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

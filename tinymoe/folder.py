@@ -48,8 +48,12 @@ def _make_room(folder: Path, overwrite: bool) -> None:
         raise UserError(
             f"{folder} holds files but no {CONFIG}, so it is not a run and is not overwritten; choose another --out"
         )
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
+    old = [folder / name for name in FILES if (folder / name).exists()]
+    for file in old:
+        if not file.is_file():
+            raise UserError(f"{file} is not a file, so {folder} is not overwritten; choose another --out")
+    for file in sorted(old, key=lambda file: file.name == CONFIG):  # the config last: until then it is a run
+        file.unlink()
 
 
 def _next_number(parent: Path) -> Path:
@@ -88,14 +92,22 @@ class Metrics:
         self.file.flush()
 
 
+def is_record(record: dict[str, Any]) -> bool:
+    """Whether it has what the pictures need."""
+    known = record.get("split") in ("train", "val") and isinstance(record.get("loss"), float)
+    return known and (record["split"] == "val" or isinstance(record.get("load"), list))
+
+
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     """The whole records of metrics.jsonl, oldest first."""
     path = folder / METRICS
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except json.JSONDecodeError:
-                return  # cut off by a crash
+                continue  # cut off by a crash
+            if isinstance(record, dict) and isinstance(record.get("step"), int) and is_record(record):
+                yield record

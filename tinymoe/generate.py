@@ -76,7 +76,6 @@ def main(argv: list[str] | None = None) -> int:
     tokens = generate(
         params, config, prompt, args.tokens, args.temperature, args.top_p, np.random.default_rng(args.seed)
     )
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.stdout.write(args.prompt)
     for text in decoded(tokens):
         sys.stdout.write(text)

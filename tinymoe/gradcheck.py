@@ -21,7 +21,6 @@ Array = np.ndarray
 
 TOLERANCE = 1e-7
 STEP = {"central": 3e-5, "complex": 1e-20}  # ε (times the input's root mean square where that is below 1) and h
-FLOOR = {"central": 1e-3, "complex": 1e-9}  # slopes below this share of Σ|dy·y| drown in rounding
 
 
 class MarginError(ValueError):
@@ -91,43 +90,54 @@ def check_gradients(
     names       of the inputs, by default those of the signature
 
     Raises MarginError when, within a tenth of the step, an integer array in y changes (chosen experts, counts), or the
-    slope does (a kink) and the gradient disagrees: choose another input; such a sample proves nothing.
+    slope does (a kink) and the gradient disagrees, or when rounding hides the slope: choose another input; such a sample
+    proves nothing. Raises ValueError for a method, number of directions, tolerance or names that make no sense.
     """
+    if method not in STEP or directions < 1 or not 0 < tolerance < 1:
+        raise ValueError(
+            f"method is {method!r}, directions {directions} and tolerance {tolerance}; allowed are 'central' or "
+            "'complex', at least 1, and between 0 and 1"
+        )
     args = [a.astype(np.float64) if _is_float(a) else a for a in inputs]
     places = [i for i, a in enumerate(args) if _is_float(a)]
-    labels = names or _names(function, len(args))
+    labels = list(_names(function, len(args)) if names is None else names)
+    if len(labels) < len(args):
+        raise ValueError(f"{len(labels)} names for {len(args)} inputs; give one for each")
     report = Report(f"{getattr(function, '__name__', 'function')} ({method} differences)", tolerance)
     rng = np.random.default_rng(seed)
+    frozen_options = {name: _frozen(value) for name, value in options.items()}
 
     def outputs(*values: Any) -> tuple[Any, Any]:
-        return function(*(_frozen(v) if _is_float(v) else v for v in values), **options)
+        result = function(*map(_frozen, values), **frozen_options)
+        if type(result) is not tuple or len(result) != 2 or not callable(result[1]):
+            raise _BrokenRule("the function must return two things: y, backward")
+        return result
 
     try:
         y, backward = outputs(*args)
         floats = _floats(y)
+        if not places or not floats:
+            raise _BrokenRule(f"there is no float array among the {'outputs' if places else 'inputs'} to differentiate")
+        if any(np.isnan(f).any() for f in floats):
+            raise _BrokenRule("the output has NaN in it; use another input")
         before = [np.array(f) for f in floats]
         dys = [_frozen(np.asarray(rng.standard_normal(np.shape(f)))) for f in floats]
         gradients = backward(*dys)
+        _check_form(gradients, [(labels[i], args[i]) for i in places])
+    except _BrokenRule as error:
+        report.problems.append(str(error))
+        return report
     except ValueError as error:
         if "read-only" not in str(error):
             raise
         report.problems.append("an array that was passed in is written to; work on a copy")
         return report
-    report.problems += _shape_problems(gradients, [(labels[i], args[i]) for i in places])
-    if report.problems:
-        return report
 
-    size = sum(float(np.abs(dy * f).sum()) for dy, f in zip(dys, before, strict=True))
-    floor = FLOOR[method] * size
     for i, g in zip(places, gradients, strict=True):
-        slope = _Slope(outputs, args, i, dys, y, method, step or STEP[method])
+        slope = _Slope(outputs, args, i, dys, y, method, step or STEP[method], float(np.linalg.norm(g)), tolerance)
         entry = InputReport(labels[i], args[i].shape)
         for _ in range(directions):
-            v = rng.standard_normal(args[i].shape)
-            measured, claimed = slope(v), float((g * v).sum())
-            scale = max(abs(measured), abs(claimed), float(np.linalg.norm(g)), floor, np.finfo(float).tiny)
-            off = abs(measured - claimed) / scale
-            entry.error = max(entry.error, off if np.isfinite(off) else np.inf)
+            entry.error = max(entry.error, slope.error(rng.standard_normal(args[i].shape), g))
         if entry.error > tolerance:
             entry.wrong_at, entry.expected, entry.found = _worst_element(slope, g, rng)
             if slope.bent:
@@ -135,62 +145,130 @@ def check_gradients(
                     f"{report.title}: there is a jump or a kink within the step along {labels[i]}; "
                     "use another input or a smaller step"
                 )
+        elif slope.unsure:
+            raise MarginError(
+                f"{report.title}: beside the size of the outputs the slope along {labels[i]} is too small to tell "
+                "right from wrong; use another input"
+            )
         report.inputs.append(entry)
 
     report.problems += _behaviour_problems(backward, dys, gradients, floats, before, rng)
     return report
 
 
+class _BrokenRule(Exception):
+    """What is wrong with the form of a function or of its gradients, in words."""
+
+
 class _Slope:
-    """The measured slope of Σ dy·y along a direction of one input."""
+    """The measured slope of Σ dy·y along a direction of one input, and how it compares with a gradient."""
 
     def __init__(
-        self, function: Any, args: list[Any], place: int, dys: list[Array], y: Any, method: str, step: float
+        self,
+        function: Any,
+        args: list[Any],
+        place: int,
+        dys: list[Array],
+        y: Any,
+        method: str,
+        step: float,
+        norm: float,
+        tolerance: float,
     ) -> None:
-        self.function, self.args, self.place, self.dys, self.step = function, args, place, dys, step
+        self.function, self.args, self.place, self.dys, self.norm, self.tolerance = (
+            function,
+            args,
+            place,
+            dys,
+            norm,
+            tolerance,
+        )
         self.measure = {"central": self.central, "complex": self.complex}[method]
-        self.choices = _integers(y)
-        self.middle = self.value(0)
-        self.size = min(float(np.sqrt(np.square(args[place]).sum() / max(args[place].size, 1))), 1.0) or 1.0
-        self.bent = False
+        self.choices, self.middle = _integers(y), _floats(y)
+        x = args[place]
+        self.step = step * (min(float(np.sqrt(np.square(x).sum() / max(x.size, 1))), 1.0) or 1.0)
+        self.bent = self.unsure = False
 
-    def __call__(self, v: Array) -> float:
-        return self.measure(v)
+    def error(self, v: Array, gradient: Array) -> float:
+        """The relative error of the gradient along v. Where rounding hides it, 0, and `unsure` is set."""
+        measured, noise, v = self.measure(v)
+        claimed = float((gradient * v).sum())
+        off = abs(measured - claimed)
+        if not np.isfinite(off):
+            return np.inf
+        size = max(abs(measured), abs(claimed), self.norm)
+        if size == 0 or (off <= noise and off > self.tolerance * size):
+            self.unsure |= size > 0
+            return 0.0
+        return off / size
 
-    def value(self, change: Any) -> Any:
+    def outputs(self, change: Any) -> list[Any]:
         args = list(self.args)
         args[self.place] = args[self.place] + change
         y, _ = self.function(*args)
         if any(not np.array_equal(a, b) for a, b in zip(self.choices, _integers(y), strict=True)):
             raise MarginError(
-                f"a choice in the output changes when input {self.place} moves by {self.step:g} of its "
-                "size, so there is no slope to compare with; use another input or a smaller step"
+                f"a choice in the output changes when input {self.place} moves by {self.step:g}, so there is no slope "
+                "to compare with; use another input or a smaller step"
             )
-        return sum((dy * f).sum() for dy, f in zip(self.dys, _floats(y), strict=True))
+        return _floats(y)
 
-    def central(self, v: Array) -> float:
-        slope, smooth = self.differences(v, self.step * self.size)
-        if not smooth:  # nearer, before giving up
-            slope, smooth = self.differences(v, self.step * self.size / 10, last=True)
-            self.bent |= not smooth
-        return slope
+    def central(self, v: Array) -> tuple[float, float, Array]:
+        """(slope along a direction, its rounding error, that direction): v, rounded so that x + εv is exact."""
+        for step, last in ((self.step, False), (self.step / 10, True)):  # nearer, before giving up
+            try:
+                slope, noise, rounded, smooth = self.differences(v, step)
+            except MarginError:
+                if last:
+                    raise
+                continue
+            if smooth or last:
+                self.bent |= not smooth
+                return slope, noise, rounded
+        raise AssertionError
 
-    def differences(self, v: Array, step: float, last: bool = False) -> tuple[float, bool]:
-        """The slope, and whether the function looks smooth within the step."""
-        try:
-            right2, right, left, left2 = (self.value(c * step * v) for c in (2, 1, -1, -2))
-        except MarginError:
-            if last:
-                raise
-            return 0.0, False
-        near, far = (right - left) / (2 * step), (right2 - left2) / (4 * step)
-        slope = float((4 * near - far) / 3)
-        scale = max(abs(slope), 1e-3 * abs(self.middle))
-        bend = abs(right - 2 * self.middle + left) / step  # O(step) where smooth, O(1) at a kink
-        return slope, bool(abs(near - far) <= 1e-5 * scale and bend <= 1e-2 * scale)  # the former O(step²)
+    def differences(self, v: Array, step: float) -> tuple[float, float, Array, bool]:
+        """(slope, rounding error, rounded direction, whether the function looks smooth within the step)."""
+        x = self.args[self.place]
+        rounded = ((x + step * v) - x) / step
+        if np.abs(rounded - v).max(initial=0) > 1e-3:
+            raise MarginError(f"input {self.place} is too large for a step of {step:g}; use smaller values")
+        right2, right, left, left2 = (self.outputs(c * step * rounded) for c in (2, 1, -1, -2))
+        near, far = self.total(right, left) / (2 * step), self.total(right2, left2) / (4 * step)
+        slope = (4 * near - far) / 3
+        scale = max(abs(slope), self.norm)
+        near_bend = abs(self.total(right, self.middle) - self.total(self.middle, left)) / step
+        far_bend = abs(self.total(right2, self.middle) - self.total(self.middle, left2)) / step
+        kink = near_bend > 1e-2 * scale and far_bend < 3 * near_bend  # 4 times as much where smooth, twice at a kink
+        moved = sum(
+            float(np.abs(dy * np.where(f2 == f1, 0, f0)).sum() + np.abs(dy * _change(f2, f1)).sum())
+            for dy, f2, f1, f0 in zip(self.dys, right, left, self.middle, strict=True)
+        )
+        noise = 4e-16 / step * moved
+        return slope, noise, rounded, bool(abs(near - far) <= 1e-5 * scale + noise and not kink)
 
-    def complex(self, v: Array) -> float:
-        return float(np.imag(self.value(1j * self.step * v)) / self.step)
+    def total(self, right: list[Any], left: list[Any]) -> float:
+        """Σ dy (right − left), subtracted element by element: outputs that don't depend on the input drop out."""
+        return float(sum((dy * _change(r, f)).sum() for dy, r, f in zip(self.dys, right, left, strict=True)))
+
+    def complex(self, v: Array) -> tuple[float, float, Array]:
+        parts = [dy * np.imag(f) / self.step for dy, f in zip(self.dys, self.outputs(1j * self.step * v), strict=True)]
+        slope, noise = float(sum(p.sum() for p in parts)), 1e-14 * sum(float(np.abs(p).sum()) for p in parts)
+        if slope == 0:
+            step, self.step = self.step, STEP["central"]
+            by_differences, rounding, _ = self.central(v)
+            self.step = step
+            if abs(by_differences) > rounding:
+                raise MarginError(
+                    "the function loses the imaginary part, so the complex step sees nothing; use 'central'"
+                )
+        return slope, noise, v
+
+
+def _change(right: Any, left: Any) -> Any:
+    """right − left, and 0 where both are the same infinity."""
+    same = right == left
+    return np.where(same, 0.0, np.where(same, 0.0, right) - np.where(same, 0.0, left))
 
 
 def _worst_element(
@@ -202,24 +280,27 @@ def _worst_element(
     for row, flat in enumerate(candidates):
         unit = np.zeros(gradient.size)
         unit[flat] = 1
-        measured[row] = slope(unit.reshape(gradient.shape))
-    claimed = gradient.reshape(-1)[candidates]
+        measured[row] = slope.measure(unit.reshape(gradient.shape))[0]
+    claimed = np.asarray(gradient).reshape(-1)[candidates]
     off = np.abs(measured - claimed)
     worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
     index = tuple(int(i) for i in np.unravel_index(candidates[worst], gradient.shape))
     return index, float(measured[worst]), float(claimed[worst])
 
 
-def _shape_problems(gradients: Any, inputs: list[tuple[str, Array]]) -> list[str]:
+def _check_form(gradients: Any, inputs: list[tuple[str, Array]]) -> None:
+    """Raises _BrokenRule unless there is one float64 array for each input, of its shape."""
     if not isinstance(gradients, tuple) or len(gradients) != len(inputs):
-        count = f"{len(gradients)} gradients" if isinstance(gradients, tuple) else type(gradients).__name__
+        count = f"{len(gradients)} gradients" if isinstance(gradients, tuple) else f"one {type(gradients).__name__}"
         wanted = ", ".join("d" + name for name, _ in inputs)
-        return [f"backward returned {count}; it must return a tuple ({wanted})"]
-    return [
-        f"d{name} has shape {np.shape(g)}, {name} has {a.shape}"
-        for g, (name, a) in zip(gradients, inputs, strict=True)
-        if np.shape(g) != a.shape
-    ]
+        raise _BrokenRule(f"backward returned {count}; it must return a tuple ({wanted}{',' * (len(inputs) == 1)})")
+    for g, (name, a) in zip(gradients, inputs, strict=True):
+        if type(g) is not np.ndarray and not isinstance(g, np.inexact):
+            raise _BrokenRule(f"d{name} is a {type(g).__name__}; it must be an array of floats")
+        if g.dtype != np.float64:
+            raise _BrokenRule(f"d{name} is {g.dtype}, {name} is float64; a gradient has the dtype of its input")
+        if g.shape != a.shape:
+            raise _BrokenRule(f"d{name} has shape {g.shape}, {name} has {a.shape}")
 
 
 def _behaviour_problems(
@@ -259,8 +340,11 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
 
 
-def _frozen(array: Array) -> Array:
-    view = array.view()
+def _frozen(value: Any) -> Any:
+    """An array as a view that can't be written to; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    view = value.view()
     view.flags.writeable = False
     return view
 
@@ -268,11 +352,8 @@ def _frozen(array: Array) -> Array:
 def _floats(y: Any) -> list[Any]:
     """The differentiable outputs: y itself, or the float arrays in a plain tuple; records are information."""
     parts = y if type(y) is tuple else (y,)
-    return [
-        p
-        for p in parts
-        if isinstance(p, np.ndarray | np.inexact | float) and not np.issubdtype(np.asarray(p).dtype, np.integer)
-    ]
+    found = [np.asarray(p) for p in parts if isinstance(p, np.ndarray | np.inexact | float)]
+    return [p for p in found if np.issubdtype(p.dtype, np.inexact)]
 
 
 def _integers(y: Any) -> list[Array]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .errors import say
 from .settings import Settings
 from .trainer import StepReport
 
@@ -59,10 +60,12 @@ class Progress:
 
     def evaluated(self, step: int, loss: float) -> None:
         left = (time.perf_counter() - self.began) / (step - self.first) * (self.settings.steps - step)
-        self.bar.write(
+        line = (
             f"step {step:>5}/{self.settings.steps}  validation {loss:.4f}  {self._numbers(step)}, "
             f"{int(left) // 60}:{int(left) % 60:02} left"
         )
+        with self.bar.external_write_mode():
+            say(line)
 
     def _numbers(self, step: int) -> str:
         rate = (step - self.first) * self.tokens / (time.perf_counter() - self.began)

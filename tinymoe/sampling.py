@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .errors import UserError
 from .models.language import forward
 from .models.parameters import Language, LanguageConfig
 
@@ -17,9 +18,14 @@ def next_token(logits: Array, temperature: float, top_p: float, rng: np.random.G
     temperature 0 takes the most likely token (the lowest of equals).
     Source: Holtzman et al. 2020, §3.1 (nucleus sampling).
     """
+    if not np.isfinite(logits).all():
+        raise UserError(
+            "the model's scores are not numbers: its training has diverged; train it anew with a lower --lr"
+        )
     if temperature == 0:
         return int(np.argmax(logits))
-    z = (logits.astype(np.float64) - logits.max()) / temperature
+    with np.errstate(over="ignore"):  # a tiny temperature is as good as 0
+        z = (logits.astype(np.float64) - logits.max()) / temperature
     order = np.argsort(-z, kind="stable")
     p = np.exp(z[order])
     p /= p.sum()
@@ -39,6 +45,7 @@ def generate(
     """Yield `tokens` further tokens after the prompt (n,) int, n ≥ 1; the model sees the last `context` of them."""
     seen = list(prompt)
     for _ in range(tokens):
-        (logits, _, _), _ = forward(params, config, np.array([seen[-config.context :]]))
+        with np.errstate(over="ignore", invalid="ignore"):
+            (logits, _, _), _ = forward(params, config, np.array([seen[-config.context :]]))
         seen.append(next_token(logits[-1], temperature, top_p, rng))
         yield seen[-1]

@@ -118,7 +118,7 @@ class Settings:
                 least, above = f.metadata.get("least", 1), f.metadata.get("above")
                 if not (value > above if above is not None else value >= least) or value == float("inf"):
                     raise UserError(
-                        f"{flag(f.name)} is {value}; it must be "
+                        f"{flag(f.name)} is {value}; it must be a finite number "
                         + (f"above {above:g}" if above is not None else f"at least {least:g}")
                     )
             choices = f.metadata.get("choices")
@@ -127,6 +127,8 @@ class Settings:
         for name in ("beta1", "beta2", "dropout", "sparsity_level"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; it must be below 1")
+        if not self.corpus or not all(name.strip() and "\0" not in name for name in self.corpus):
+            raise UserError("a corpus has no name; give --corpus pydoc, toy, docstrings:PACKAGE, a file or a folder")
         if self.accumulate > self.batch_size:
             raise UserError(f"--accumulate is {self.accumulate}, more than the {self.batch_size} windows of a batch")
         if self.workers > 64:
@@ -208,7 +210,7 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
     if get_origin(wanted) is tuple:
         values = value if isinstance(value, list | tuple) else [value]
         return tuple(_typed(v, get_args(wanted)[0], where) for v in values)
-    if wanted is float and type(value) is int:
+    if wanted is float and type(value) is int and abs(value) < 1 << 1000:
         return float(value)
     if type(value) is not wanted:
         raise UserError(f"{where} is {value!r}; it must be of type {wanted.__name__}")

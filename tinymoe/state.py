@@ -38,8 +38,15 @@ def new_state(settings: Settings) -> State:
     return State(params, slots)
 
 
+class NotFinite(ArithmeticError):
+    """The loss, the gradient or a parameter is no longer a number."""
+
+
 def save_state(folder: Path, state: State, settings: Settings, corpus_sha256: str) -> None:
-    """Write the checkpoint, then the model; each whole or not at all."""
+    """Write the checkpoint, then the model; each whole or not at all. Raises NotFinite before overwriting a good one."""
+    for name, p in named(state.params).items():
+        if not np.isfinite(p).all():
+            raise NotFinite(f"{name} is not finite any more after step {state.step}")
     arrays = {f"params.{name}": p for name, p in named(state.params).items()}
     arrays |= {f"{slot}.{name}": a for name, slots in state.slots.items() for slot, a in slots.items()}
     save_arrays(

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from .errors import UserError
+
 Array = np.ndarray
 Task = Callable[[dict[str, Array], Any], Any]  # a function at the top of a module
 Layout = dict[str, tuple[tuple[int, ...], str]]  # shapes and dtypes by name
@@ -66,23 +68,31 @@ class Team:
 
     def _send(self, member: "subprocess.Popen[bytes]", message: Any) -> None:
         assert member.stdin
-        pickle.dump(message, member.stdin)
-        member.stdin.flush()
+        try:
+            pickle.dump(message, member.stdin)
+            member.stdin.flush()
+        except BrokenPipeError:
+            raise _ended(member) from None
 
     def _receive(self, member: "subprocess.Popen[bytes]") -> Any:
         assert member.stdout
         try:
             return pickle.load(member.stdout)
         except EOFError:
-            raise RuntimeError(
-                f"a worker process ended by itself (status {member.wait()}); was memory short?"
-            ) from None
+            raise _ended(member) from None
 
     def __enter__(self) -> "Team":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()  # a member ends when it finds nothing more to read
+
+
+def _ended(member: "subprocess.Popen[bytes]") -> UserError:
+    return UserError(
+        f"a worker process was ended from outside (status {member.wait()}), perhaps because memory was short; go on from "
+        "the last checkpoint with --resume, or choose smaller sizes"
+    )
 
 
 def _started() -> "subprocess.Popen[bytes]":
@@ -102,15 +112,18 @@ def _serve() -> None:
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed must not get among the replies
     with _alone():
-        arrays = _mapped(*pickle.load(requests))
+        try:
+            arrays = _mapped(*pickle.load(requests))
+        except (EOFError, OSError):
+            return
         result: Any = "ready"
         while True:
-            pickle.dump(result, replies)
-            replies.flush()
             try:
+                pickle.dump(result, replies)
+                replies.flush()
                 task, argument = pickle.load(requests)
-            except EOFError:
-                return
+            except (EOFError, OSError):
+                os._exit(0)  # the first process is no more, or has closed the pipe
             try:
                 result = task(arrays, argument)
             except Exception as error:
@@ -134,7 +147,8 @@ def _memory_folder(arrays: Mapping[str, Array]) -> Path | None:
     """A folder in memory with room for the arrays, if there is one."""
     folder = Path("/dev/shm")
     needed = sum(a.nbytes + 64 for a in arrays.values())
-    return folder if folder.is_dir() and shutil.disk_usage(folder).free > 2 * needed else None
+    usable = folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 2 * needed
+    return folder if usable else None
 
 
 def _mapped(path: Path, layout: Layout) -> dict[str, Array]:
@@ -145,5 +159,7 @@ def _mapped(path: Path, layout: Layout) -> dict[str, Array]:
         end += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64
     with open(path, "r+b") as file:
         file.truncate(end)
+        if hasattr(os, "posix_fallocate") and end:
+            os.posix_fallocate(file.fileno(), 0, end)  # fail here, with a sentence, and not in the middle of a sum
     memory = np.memmap(path, np.uint8, "r+", shape=(end,)).view(np.ndarray)
     return {name: np.ndarray(shape, dtype, memory, offsets[name]) for name, (shape, dtype) in layout.items()}

@@ -6,8 +6,12 @@ The six steps of every training are here: prepare the data and design the model 
 Source: 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §9.6.
 """
 
+import math
+import shlex
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +20,13 @@ from . import plots, sparsify
 from .arguments import Run, prepare
 from .checkpoint import write_atomically
 from .data.windows import TrainingWindows
-from .errors import run
+from .errors import run, say
 from .folder import CHECKPOINT, Metrics, write_config
 from .generate import decoded
 from .progress import Progress, stop_signals
 from .sampling import generate
-from .state import save_state
-from .trainer import EVALUATION_WINDOWS, NotFinite, StepReport, Trainer
+from .state import NotFinite, save_state
+from .trainer import EVALUATION_WINDOWS, StepReport, Trainer
 from .tree import named
 
 
@@ -57,10 +61,14 @@ def fit(work: Run, stop: list[int]) -> None:
             last = state.step == settings.steps
             if last or state.step % settings.eval_every == 0:
                 loss, count = trainer.evaluate(corpus.val, 0 if last else EVALUATION_WINDOWS)
+                if not math.isfinite(loss):
+                    raise NotFinite(f"the validation loss is {loss} at step {state.step}")
                 metrics.add(**where, split="val", loss=loss, predicted=count)
                 progress.evaluated(state.step, loss)
-            if last or stop or state.step % settings.checkpoint_every == 0:
+            if last or state.step % settings.checkpoint_every == 0:
                 save_state(work.folder, state, settings, corpus.sha256)
+        if stop and state.step:
+            save_state(work.folder, state, settings, corpus.sha256)
 
 
 def load_statistics(report: StepReport) -> dict[str, Any]:
@@ -102,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     work = prepare(argv)
     folder, settings, state = work.folder, work.settings, work.state
     write_config(folder, settings)
-    print(describe(work))
+    say(describe(work))
     failure = None
     with stop_signals() as stop:
         try:
@@ -113,24 +121,31 @@ def main(argv: list[str] | None = None) -> int:
     if failure:
         saved = f"the last checkpoint is in {folder}" if (folder / CHECKPOINT).exists() else "nothing was saved yet"
         print(
-            f"error: {failure}; {saved}; train with a lower --lr than {settings.lr:g} or a longer --warmup than "
-            f"{settings.warmup}",
+            f"error: {failure}; {saved}; train with a lower --lr than {settings.lr:g}, a longer --warmup than "
+            f"{settings.warmup}, or less of --balance and --weight-decay if they are high",
             file=sys.stderr,
         )
         return 1
     if stop:
-        print(
-            f"stopped after step {state.step}, which is saved; go on with python -m tinymoe.train --resume {folder}",
-            file=sys.stderr,
-        )
+        kept = f"step {state.step} is saved" if state.step else "nothing had been learnt"
+        resume = f"{python()} -m tinymoe.train --resume {shlex.quote(str(folder))}"
+        print(f"stopped: {kept}; go on with {resume}", file=sys.stderr)
         return 2
     write_sample(work)
     if settings.sparsity != "none":
-        print(sparsity_report(work))
+        say(sparsity_report(work))
     pictures = "loss.png, experts.png" if (folder / "experts.png").exists() else "loss.png"
-    print(f"results in {folder}: {pictures}, metrics.jsonl, sample.txt, model.safetensors")
-    print(f'next: python -m tinymoe.generate {folder} --prompt "The " --tokens 300')
+    say(f"results in {folder}: {pictures}, metrics.jsonl, sample.txt, model.safetensors")
+    say(f'next: {python()} -m tinymoe.generate {shlex.quote(str(folder))} --prompt "The " --tokens 300')
     return 0
+
+
+def python() -> str:
+    """What to type for this Python: its path, unless it is the one that `python` stands for."""
+    found = shutil.which("python")
+    return (
+        "python" if found and Path(found).absolute() == Path(sys.executable).absolute() else shlex.quote(sys.executable)
+    )
 
 
 def sparsity_report(work: Run) -> str:
@@ -151,7 +166,7 @@ def write_sample(work: Run) -> None:
     text = "".join(decoded(tokens))
     write_atomically(work.folder / "sample.txt", text.encode())
     if text:
-        print(f"\n{text}\n")
+        say(f"\n{text}\n")
 
 
 if __name__ == "__main__":

@@ -17,17 +17,13 @@ from .data.windows import Batch, evaluation_batches
 from .models.language import forward, loss
 from .models.parameters import Language, LanguageConfig, initialize
 from .settings import Settings
-from .state import State
+from .state import NotFinite, State
 from .team import Team
 from .tree import named, with_leaves
 
 Array = np.ndarray
 
 EVALUATION_WINDOWS = 400  # per evaluation along the way; the last one takes the whole validation text
-
-
-class NotFinite(ArithmeticError):
-    """The loss or the gradient is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,8 @@ def update(arrays: dict[str, Array], job: UpdateJob) -> None:
             sparsify.penalize(p, g, settings)
         apply = optim.lazy(optimizer) if settings.lazy and _by_row(name) else optimizer
         decay = settings.weight_decay if p.ndim > 1 else 0.0
-        apply(p, g, _slots(arrays, name, slots), weight_decay=decay, **job.options)
+        with np.errstate(over="ignore", invalid="ignore"):
+            apply(p, g, _slots(arrays, name, slots), weight_decay=decay, **job.options)
         if name in sparse:
             memory = _slots(arrays, name, [slot for slot in (*slots, "mask") if f"{slot}.{name}" in arrays])
             sparsify.constrain(p, memory, settings, job.options["step"], job.options["lr"])
@@ -186,8 +183,9 @@ def total_losses(arrays: dict[str, Array], job: tuple[LanguageConfig, list[Batch
     config, batches = job
     params, totals = _params(arrays, config), []
     for batch in batches:
-        (logits, _, _), _ = forward(params, config, batch.ids)
-        mean, _ = ops.cross_entropy(logits, batch.targets.reshape(-1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            (logits, _, _), _ = forward(params, config, batch.ids)
+            mean, _ = ops.cross_entropy(logits, batch.targets.reshape(-1))
         totals.append((float(mean) * batch.ids.size, batch.ids.size))
     return totals
 

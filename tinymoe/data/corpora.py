@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +56,11 @@ def load_split(names: tuple[str, ...], context: int, seed: int = 0) -> Split:
     return Split("+".join(c.name for c in corpora), train, val, digest, entropy)
 
 
+def is_name(corpus: str) -> bool:
+    """Whether a corpus is known by name, and not the path of a file."""
+    return corpus in ("pydoc", "toy") or corpus.startswith("docstrings:")
+
+
 def load(name: str, seed: int = 0) -> Corpus:
     """Read a corpus by name.
 
@@ -97,9 +103,12 @@ def _docstrings(package: str) -> str:
         spec = None
     if spec is None or spec.origin is None:
         raise CorpusError(f"no package {package!r} is installed here, so it has no docstrings to read")
-    folder = Path(spec.origin).parent if spec.submodule_search_locations else None
+    source = spec.origin if spec.has_location else getattr(spec.loader_state, "filename", None)  # the latter for os
+    if source is None or not Path(source).is_file():
+        raise CorpusError(f"the package {package!r} has no source file whose docstrings could be read")
+    folder = Path(source).parent if spec.submodule_search_locations else None
     found = []
-    for file in sorted(folder.rglob("*.py")) if folder else [Path(spec.origin)]:
+    for file in sorted(folder.rglob("*.py")) if folder else [Path(source)]:
         try:
             module = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):
@@ -111,21 +120,27 @@ def _docstrings(package: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        files = (
-            [path]
-            if not path.is_dir()
-            else sorted(
-                f
-                for f in path.rglob("*")
-                if f.is_file() and not any(p.startswith(".") for p in f.relative_to(path).parts)
-            )
-        )
-        return "\n\n".join(_read_file(file) for file in files)
-    except OSError as error:
+        return "\n\n".join(_read_file(file) for file in (_files(path) if path.is_dir() else [path]))
+    except (OSError, ValueError) as error:
+        if isinstance(error, CorpusError):
+            raise
         raise CorpusError(
-            f"can't read the corpus {path}: {error.strerror}; name a file or folder of text, "
+            f"can't read the corpus {path}: {getattr(error, 'strerror', None) or error}; name a file or folder of text, "
             "or pydoc, toy or docstrings:PACKAGE"
         ) from None
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder, in the order of their names, but for hidden ones. Raises OSError for what can't be read."""
+
+    def give_up(error: OSError) -> None:
+        raise error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=give_up):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place) / name for name in names if not name.startswith(".")]
+    return sorted(file for file in found if file.is_file())
 
 
 def _read_file(file: Path) -> str:
