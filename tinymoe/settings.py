@@ -96,7 +96,7 @@ class Settings:
         "sparsity",
     )
     sparsity_every: int = _option(100, "steps between two revisions of which weights are zero", "sparsity")
-    l1: float = _option(1e-4, "weight λ of the L1 penalty", "sparsity", least=0.0)
+    l1: float = _option(1e-5, "weight λ of the L1 penalty", "sparsity", least=0.0)
     rank: int = _option(8, "rank of the dense part in low-rank", "sparsity")
     lazy: bool = _option(
         False,

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,9 @@ class Team:
             self.arrays = _mapped(path, layout)
             for name, a in arrays.items():
                 self.arrays[name][...] = a
-            self._members = [self._closing.enter_context(_started()) for _ in range(size - 1)]
+            self._members = [_started() for _ in range(size - 1)]
+            for member in self._members:
+                self._closing.callback(_end, member)
             for member in self._members:
                 self._send(member, (path, layout))
             for member in self._members:
@@ -86,6 +88,15 @@ class Team:
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()  # a member ends when it finds nothing more to read
+
+
+def _end(member: "subprocess.Popen[bytes]") -> None:
+    """Leave it nothing more to read, and wait until it has ended."""
+    for stream in (member.stdin, member.stdout):
+        with suppress(OSError):  # it may have ended by itself, with something still unsent
+            assert stream
+            stream.close()
+    member.wait()
 
 
 def _ended(member: "subprocess.Popen[bytes]") -> UserError:
