@@ -11,7 +11,7 @@ import tinymoe
 
 ROOT = Path(tinymoe.__file__).parent
 FLOORS = [  # a file imports only from floors above its own
-    {"errors", "sparse"},
+    {"errors", "sparse", "slopes"},
     {"tree", "ops"},
     {"models", "gradcheck", "optim", "data", "checkpoint"},
     {"cases", "settings", "sampling"},
