@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinymoe.sparse import COO, CSR, sparse_normal
-from tinymoe.sparse.structure import entries_of, row_blocks, sort_by, sorting_order
+from tinymoe.sparse.sorting import sort_by, sorting_order
+from tinymoe.sparse.structure import entries_of, row_blocks
 
 scipy_sparse = pytest.importorskip("scipy.sparse")
 EXAMPLE = np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 7], [0, 0, 0, 0]])

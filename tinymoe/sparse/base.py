@@ -12,7 +12,8 @@ from .checks import check_shape, frozen
 from .gustavson import Triple, csr_csr_matmul
 from .picture import picture
 from .products import csr_matmul, dense_csr_matmul
-from .structure import Array, sorting_order
+from .sorting import sorting_order
+from .structure import Array
 from .sums import csr_add
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ import numpy as np
 
 from .base import Sparse
 from .checks import check_coordinates, frozen
-from .structure import Array, ordered, row_pointers, sorting_order
+from .sorting import sorting_order
+from .structure import Array, ordered, row_pointers
 from .sums import sum_duplicates
 
 if TYPE_CHECKING:

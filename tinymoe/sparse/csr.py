@@ -20,7 +20,8 @@ from .base import Sparse
 from .checks import check_compressed, frozen
 from .coo import COO
 from .products import Transpose, sampled_matmul, transpose_plan
-from .structure import Array, entries_of, ordered, row_numbers, row_pointers, sort_by
+from .sorting import sort_by
+from .structure import Array, entries_of, ordered, row_numbers, row_pointers
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,6 +15,7 @@ from .structure import Array, entries_of, row_blocks
 from .sums import assemble, canonical_rows
 
 PRODUCTS = 1 << 14  # products a_ik b_kj made, sorted and summed at a time
+CELLS = 16  # sorting one of them costs as much as looking through so many cells (measured)
 PAIR_COST = 1000  # one such product costs as much as so many multiplications inside BLAS (measured)
 
 Triple = tuple[int, int, complex]
@@ -70,9 +71,8 @@ def csr_csr_matmul(
     if many and density(b_ptr, n_cols) > 1 / 20 and dense_pays(1.0, a_data, b_data):
         parts = _dense_blocks((a_ptr, a_indices, a_data), (b_ptr, b_indices, b_data), n_cols)
     else:
-        blocks = row_blocks(work, PRODUCTS)
         a, b = (a_ptr, a_indices, a_data), (b_ptr, b_indices, b_data)
-        parts = [_products_of_rows(first, last, a, b, n_cols) for first, last in blocks]
+        parts = [_products_of_rows(first, last, a, b, n_cols) for first, last in row_blocks(work, PRODUCTS)]
     return assemble(parts, n_rows, n_cols, dtype)
 
 
@@ -89,7 +89,14 @@ def _products_of_rows(
     row, col = np.repeat(row, count), b_indices.take(of_b)
     value = np.repeat(a_data[entries], count)
     value *= b_data.take(of_b)
-    return canonical_rows(row, col, value, last - first, n_cols)
+    cells = (last - first) * n_cols
+    if value.dtype.char not in "fd" or len(value) * CELLS < cells:
+        return canonical_rows(row, col, value, last - first, n_cols)
+    total = np.bincount(row * n_cols + col, value, cells).astype(value.dtype)  # one sum for each place of these rows
+    place = np.flatnonzero(total)
+    lengths = np.diff(np.searchsorted(place, np.arange(last - first + 1) * n_cols))
+    col = place - np.repeat(np.arange(last - first) * n_cols, lengths)
+    return lengths, col, total.take(place)
 
 
 def _dense_blocks(

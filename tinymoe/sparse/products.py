@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .structure import BLOCK, Array, entries_of, row_blocks, row_numbers, rows_by_length, sort_by
+from .sorting import rows_by_length, sort_by
+from .structure import BLOCK, Array, entries_of, row_blocks, row_numbers
 
 GATHERED = 1 << 17  # numbers gathered at a time: with float32, half a megabyte
 DENSE_FROM = 1 / 10  # density from which filling in the zeros and calling BLAS is the faster way (measured)
@@ -51,7 +52,7 @@ def csr_matvec(indptr: Array, indices: Array, data: Array, x: Array, n_cols: int
         starts = indptr[first:last]
         filled = indptr[first + 1 : last + 1] > starts
         if filled.all():
-            y[first:last] = np.add.reduceat(terms, starts - begin, dtype=dtype)
+            np.add.reduceat(terms, starts - begin, dtype=dtype, out=y[first:last])
         elif end > begin:  # reduceat would give an empty row its neighbour's first term
             y[first:last][filled] = np.add.reduceat(terms, starts[filled] - begin, dtype=dtype)
     return y
@@ -75,29 +76,32 @@ def csr_matmul(indptr: Array, indices: Array, data: Array, x: Array, n_cols: int
     x, data = np.ascontiguousarray(x, dtype), data.astype(dtype, copy=False)
     if x.shape[1] == 1:
         return csr_matvec(indptr, indices, data, x[:, 0], n_cols)[:, None]
-    if not dense_pays(density(indptr, n_cols), x):
-        return _by_gathering(indptr, indices, data, x)
     y = np.empty((n_rows, x.shape[1]), dtype)
+    if not dense_pays(density(indptr, n_cols), x):
+        _by_gathering(indptr, indices, data, x, y)
+        return y
     for first, last, block in densified(indptr, indices, data, n_cols):
         np.matmul(block, x, out=y[first:last])
     return y
 
 
-def _by_gathering(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
-    """All R rows of one length at a time: (R, 1, length) @ gathered rows of X (R, length, width)."""
-    if len(indices) == len(indptr) - 1 and (indptr[1:] - indptr[:-1] == 1).all():
-        y = x.take(indices, axis=0)  # one entry in every row, as in dispatch: nothing to add up
-        return y if (data == 1).all() else np.multiply(y, data[:, None], out=y)
+def _by_gathering(indptr: Array, indices: Array, data: Array, x: Array, y: Array) -> None:
+    """All R rows of one length at a time: (R, 1, length) @ gathered rows of X (R, length, width), into y."""
+    if len(indices) == len(y) and (indptr[1:] - indptr[:-1] == 1).all():
+        x.take(indices, axis=0, out=y, mode="clip")  # one entry in every row, as in dispatch: nothing to add up
+        if not (data == 1).all():
+            y *= data[:, None]
+        return
     order, groups = rows_by_length(indptr)
     if len(groups) > 1:
         entries = entries_of(indptr, order)
         indices, data = indices.take(entries), data.take(entries)
         del entries
-    y = np.empty((len(order), x.shape[1]), x.dtype)  # rows in the order of their lengths
-    y[: sum(last - first for length, first, last in groups if length == 0)] = 0  # they come first
     for first, last, block, terms in gathered(groups, indices, x):
-        np.matmul(data[block].reshape(len(terms), 1, -1), terms, out=y[first:last, None])
-    return y if len(groups) <= 1 else y.take(_inverse(order), axis=0)
+        products = np.matmul(data[block].reshape(len(terms), 1, -1), terms)
+        y[order[first:last]] = products[:, 0]
+    empty = sum(last - first for length, first, last in groups if length == 0)  # they come first
+    y[order[:empty]] = 0
 
 
 def dense_csr_matmul(x: Array, indptr: Array, indices: Array, data: Array, n_cols: int) -> Array:
@@ -132,16 +136,17 @@ def sampled_matmul(indptr: Array, indices: Array, x: Array, y: Array) -> Array:
     x, y = x.astype(dtype, copy=False), y.astype(dtype, copy=False)
     values = np.empty(len(indices), dtype)
     if dense_pays(density(indptr, n_cols)):
-        for first, last in row_blocks(indptr, BLOCK):
+        for first, last in row_blocks(indptr, BLOCK // 4):
             begin, end = int(indptr[first]), int(indptr[last])
             places = _places(indptr[first : last + 1], indices[begin:end], n_cols)
             values[begin:end] = (x[first:last] @ y).take(places)
         return values
+    y_rows = np.ascontiguousarray(y.T)
     order, groups = rows_by_length(indptr)
     entries = entries_of(indptr, order)
-    for first, last, block, terms in gathered(groups, indices.take(entries), np.ascontiguousarray(y.T)):
-        product = terms @ x.take(order[first:last], axis=0)[:, :, None]  # (R, length, D) @ (R, D, 1)
-        values[entries[block]] = product.reshape(-1)
+    for first, last, block, terms in gathered(groups, indices.take(entries), y_rows):
+        products = terms @ x.take(order[first:last], axis=0)[:, :, None]  # (R, length, D) @ (R, D, 1)
+        values[entries[block]] = products.reshape(-1)
     return values
 
 
@@ -203,13 +208,6 @@ def _places(indptr: Array, indices: Array, n_cols: int) -> Array:
     places = np.repeat(np.arange(len(indptr) - 1) * n_cols, np.diff(indptr))
     places += indices
     return places
-
-
-def _inverse(order: Array) -> Array:
-    """The order that undoes an order: inverse[order[i]] = i."""
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    return inverse
 
 
 def check_product(left: str, a: tuple[int, ...], right: str, b: tuple[int, ...], ndim: int) -> None:

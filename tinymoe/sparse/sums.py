@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from .structure import BLOCK, Array, index_dtype, row_blocks, row_numbers, sorting_order
+from .sorting import sorting_order
+from .structure import Array, index_dtype, row_blocks, row_numbers
 
 Arrays = tuple[Array, Array, Array]
+
+ADDED = 1 << 14  # entries that A + B merges at a time
 
 
 def sum_duplicates(rows: Array, cols: Array, values: Array) -> Arrays:
@@ -21,10 +24,24 @@ def sum_duplicates(rows: Array, cols: Array, values: Array) -> Arrays:
 
 def canonical_rows(rows: Array, cols: Array, values: Array, n_rows: int, n_cols: int) -> Arrays:
     """Entries of some rows in any order → (entries per row, columns, values): sorted, summed, no zeros."""
-    order = sorting_order(rows, cols, (n_rows, n_cols))
+    return _summed(sorting_order(rows, cols, (n_rows, n_cols)), rows, cols, values, n_rows)
+
+
+def merged_rows(rows: Array, cols: Array, values: Array, n_rows: int, n_cols: int) -> Arrays:
+    """`canonical_rows` for a few sorted runs, one after another: a stable sort finds the runs and merges them."""
+    if n_rows * n_cols >= 1 << 63:
+        return canonical_rows(rows, cols, values, n_rows, n_cols)
+    places = rows * np.int64(n_cols)
+    places += cols
+    return _summed(places.argsort(kind="stable"), rows, cols, values, n_rows)
+
+
+def _summed(order: Array, rows: Array, cols: Array, values: Array, n_rows: int) -> Arrays:
     rows, cols, values = sum_duplicates(rows.take(order), cols.take(order), values.take(order))
-    stored = np.flatnonzero(values)
-    return np.bincount(rows[stored], minlength=n_rows), cols[stored], values[stored]
+    if not values.all():
+        stored = np.flatnonzero(values)
+        rows, cols, values = rows.take(stored), cols.take(stored), values.take(stored)
+    return np.bincount(rows, minlength=n_rows), cols, values
 
 
 def assemble(parts: Sequence[Arrays], n_rows: int, n_cols: int, dtype: Any) -> Arrays:
@@ -45,11 +62,11 @@ def csr_add(a: Arrays, b: Arrays, n_cols: int) -> Arrays:
     """A + B for (indptr, indices, data): both matrices' entries of some rows, sorted together and summed."""
     n_rows, dtype = len(a[0]) - 1, np.result_type(a[2], b[2])
     parts = []
-    for first, last in row_blocks(a[0].astype(np.int64) + b[0], BLOCK):
+    for first, last in row_blocks(a[0].astype(np.int64) + b[0], ADDED):
         pointers = a[0][first : last + 1], b[0][first : last + 1]
         entries = [slice(int(pointer[0]), int(pointer[-1])) for pointer in pointers]
         rows = np.concatenate([row_numbers(pointer) for pointer in pointers])
         cols = np.concatenate([a[1][entries[0]], b[1][entries[1]]])
         values = np.concatenate([a[2][entries[0]], b[2][entries[1]]], dtype=dtype)
-        parts.append(canonical_rows(rows, cols, values, last - first, n_cols))
+        parts.append(merged_rows(rows, cols, values, last - first, n_cols))
     return assemble(parts, n_rows, n_cols, dtype)
