@@ -90,9 +90,9 @@ def _routing(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
             yield Case(name, ops.top_k_gate, (normal((6, 5)), k, renormalize))
     yield Case("no rows", ops.top_k_gate, (normal((0, 5)), 2))
 
-    for name, indices, n_experts in _choices(rng):
-        assignment = group_by_expert(indices, n_experts)
-        (n, k), m = indices.shape, indices.size
+    for name, indices, n_experts, *kept in _choices(rng):
+        assignment = group_by_expert(indices, n_experts, *kept)
+        (n, k), m = indices.shape, len(assignment.order)
         yield Case(name, ops.dispatch, (normal((n, 3)), assignment))
         yield Case(name, ops.combine, (normal((m, 3)), normal((n, k)), assignment))
         yield Case(name, ops.load_balance, (normal((n, n_experts)), indices))
@@ -122,9 +122,11 @@ def _routing(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
                 )
 
 
-def _choices(rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(name, indices (N, K), E): who goes where."""
+def _choices(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+    """(name, indices (N, K), E, kept (N, K) or nothing): who goes where, and who is dropped."""
     yield "top-2 of 4", np.argsort(rng.random((5, 4)), 1)[:, :2], 4
+    yield "a third dropped", np.argsort(rng.random((6, 4)), 1)[:, :2], 4, np.tile([[1, 1], [1, 0], [0, 1]], (2, 1)) > 0
+    yield "all dropped", np.argsort(rng.random((3, 4)), 1)[:, :2], 4, np.zeros((3, 2), bool)
     yield "an idle expert", np.array([[0, 2], [2, 0], [0, 3]]), 4
     yield "all to one", np.full((4, 1), 1), 3
     yield "no rows", np.zeros((0, 2), int), 4

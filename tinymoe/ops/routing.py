@@ -50,21 +50,33 @@ def top_k_gate(logits, k, renormalize=True):
 
 
 class Assignment(NamedTuple):
-    """Tokens grouped by expert. Assignment m = n·K + j is the j-th choice of token n; M = N·K."""
+    """Tokens grouped by expert. Assignment m = n·K + j is the j-th choice of token n; M of the N·K are kept."""
 
     order: np.ndarray  # (M,) assignments, sorted by expert, tokens in order within an expert
-    inverse: np.ndarray  # (M,) where each assignment stands in that order
+    inverse: np.ndarray  # (N·K,) where each assignment stands in that order; M for one that is dropped
     tokens: np.ndarray  # (M,) the token of each sorted row: order // K
     counts: np.ndarray  # (E,) rows per expert
 
 
-def group_by_expert(indices, n_experts):
-    """Sort the assignments by expert; `indices` (N, K) as the gate gives them. Returns an `Assignment`."""
-    flat = indices.reshape(-1)
-    order = np.argsort(flat, kind="stable")
+def group_by_expert(indices, n_experts, kept=None):
+    """Sort the assignments by expert; `indices` (N, K) as the gate gives them. Returns an `Assignment`.
+
+    kept  (N, K) bool: the assignments that are carried out, such as those within an expert's capacity; None for all
+    """
+    flat = indices.reshape(-1) if kept is None else np.where(kept, indices, n_experts).reshape(-1)
+    order = np.argsort(flat, kind="stable")  # dropped assignments stand last, behind all experts
+    counts = np.bincount(flat, minlength=n_experts)[:n_experts]
+    m = len(flat) if kept is None else int(counts.sum())
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
-    return Assignment(order, inverse, order // indices.shape[1], np.bincount(flat, minlength=n_experts))
+    return Assignment(order[:m], np.minimum(inverse, m), order[:m] // indices.shape[1], counts)
+
+
+def home(rows, inverse):
+    """Rows (M, D) back in the order of their assignments (N·K, D); zeros for a dropped one."""
+    if len(inverse) > len(rows):
+        rows = np.concatenate([rows, np.zeros((1, rows.shape[1]), rows.dtype)])
+    return rows[inverse]
 
 
 def dispatch(x, assignment):
@@ -72,15 +84,17 @@ def dispatch(x, assignment):
 
         rows_m = x[tokens_m]        dx_n = Σ_j drows[inverse[nK + j]]
 
+    A dropped assignment is not copied, and sends back nothing.
+
     x           (N, D)
     assignment  tokens grouped by expert, see `group_by_expert`
     rows        (M, D)
     """
-    k = len(assignment.tokens) // max(len(x), 1)
+    k = len(assignment.inverse) // max(len(x), 1)
     rows = x[assignment.tokens]
 
     def backward(drows):
-        by_token = drows[assignment.inverse].reshape(len(x), k, x.shape[1])
+        by_token = home(drows, assignment.inverse).reshape(len(x), k, x.shape[1])
         return (np.ones(k, drows.dtype) @ by_token,)  # the sum over k, faster than .sum(1)
 
     return rows, backward
@@ -92,6 +106,8 @@ def combine(rows, weights, assignment):
         y_n = Σ_j w_nj rows[inverse[nK + j]]
         drows_m = w_m dy[tokens_m]        dw_nj = dy_n · rows[inverse[nK + j]]
 
+    A dropped assignment adds nothing, whatever its weight, and its weight gets no gradient.
+
     rows        (M, D)  grouped by expert
     weights     (N, K)
     assignment  tokens grouped by expert, see `group_by_expert`
@@ -100,11 +116,13 @@ def combine(rows, weights, assignment):
     Source: Shazeer et al. 2017, eq. 1; 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §4.4, whose
     0.6·10 + 0.4·20 is 14 (it prints 16).
     """
-    by_token = rows[assignment.inverse].reshape(*weights.shape, rows.shape[1])  # (N, K, D)
-    y = (weights[:, None] @ by_token)[:, 0]
+    kept = assignment.inverse.reshape(weights.shape) < len(rows)
+    gates = weights if kept.all() else np.where(kept, weights, 0)  # since 0 · NaN would be NaN
+    by_token = home(rows, assignment.inverse).reshape(*weights.shape, rows.shape[1])  # (N, K, D)
+    y = (gates[:, None] @ by_token)[:, 0]
 
     def backward(dy):
-        drows = dy[assignment.tokens] * weights.reshape(-1)[assignment.order][:, None]
+        drows = dy[assignment.tokens] * gates.reshape(-1)[assignment.order][:, None]
         return drows, np.vecdot(by_token, dy[:, None])
 
     return y, backward

@@ -135,8 +135,10 @@ def combine_matrix(assignment: Assignment, weights):
 
     `combine(rows, weights)` is this matrix times rows, its backward the transpose times dy.
     """
-    n, k = weights.shape
-    return CSR(np.arange(n + 1) * k, assignment.inverse, weights.reshape(-1), (n, n * k), keep_zeros=True)
+    (n, k), m = weights.shape, len(assignment.tokens)
+    kept = assignment.inverse < m
+    indptr = np.concatenate([[0], np.cumsum(kept.reshape(n, k).sum(1))])
+    return CSR(indptr, assignment.inverse[kept], weights.reshape(-1)[kept], (n, m), keep_zeros=True)
 
 
 def routing_matrix(assignment: Assignment, weights):
