@@ -9,6 +9,7 @@ from tinymoe import ops
 from tinymoe.gradcheck import MarginError, check_gradients
 from tinymoe.models import language
 from tinymoe.models.parameters import LanguageConfig, initialize
+from tinymoe.models.routers import Balancing
 from tinymoe.tree import named, with_leaves
 
 RNG = np.random.default_rng(0)
@@ -227,7 +228,9 @@ def test_a_hidden_choice_is_refused():
         check_gradients(hard_switch, np.array([1e-9, 1.0]))
 
 
-@pytest.mark.parametrize("place", ["embedding", "blocks.0.mixture.router", "blocks.1.attention.key", "norm.gain"])
+@pytest.mark.parametrize(
+    "place", ["embedding", "blocks.0.mixture.router.weight", "blocks.1.attention.key", "norm.gain"]
+)
 def test_a_bug_anywhere_in_the_whole_model_is_caught_under_its_name(place):
     config = LanguageConfig(vocabulary=7, layers=2, width=8, heads=2, kv_heads=1, experts=3, expert_width=3)
     rng = np.random.default_rng(1)
@@ -237,7 +240,7 @@ def test_a_bug_anywhere_in_the_whole_model_is_caught_under_its_name(place):
 
     def model(*arrays):
         tree = with_leaves(params, dict(zip(leaves, arrays, strict=True)))
-        y, backward = language.loss(tree, config, ids, targets, 0.1)
+        y, backward = language.loss(tree, config, ids, targets, Balancing(weight=0.1))
 
         def planted(dloss):
             gradients = named(backward(dloss))

@@ -11,22 +11,22 @@ import tinymoe
 
 ROOT = Path(tinymoe.__file__).parent
 FLOORS = [  # a file imports only from floors above its own
-    {"errors", "sparse", "slopes"},
+    {"errors", "sparse", "slopes", "metrics"},
     {"tree", "ops"},
-    {"models", "gradcheck", "optim", "data", "checkpoint"},
-    {"cases", "settings", "sampling"},
-    {"folder", "check", "bench", "sparsify"},
-    {"state", "plots"},
+    {"models", "gradcheck", "optim", "data", "checkpoint", "dispatchers", "conventions"},
+    {"gate_cases", "balance_cases", "recurrent_cases", "settings", "sampling"},
+    {"cases", "folder", "sparsify"},
+    {"check", "bench", "state", "plots"},
     {"team", "generate"},
     {"trainer"},
     {"arguments", "progress"},
     {"train"},
 ]
 OPS = [
-    {"pointwise", "linear", "norm", "softmax", "positions", "shift", "attention", "routing", "balance"},
-    {"sparse"},
+    {"pointwise", "linear", "norm", "softmax", "positions", "shift", "attention", "routing"},
+    {"sparse", "scores", "gates", "capacity", "balance"},
     {"experts"},
-    {"moe"},
+    {"moe", "soft"},
     {"__init__"},
 ]
 FORBIDDEN = {"torch", "tensorflow", "jax", "keras", "autograd", "cupy", "numba", "mxnet", "flax", "tinygrad", "theano"}

@@ -14,9 +14,13 @@ from tinymoe import ops, optim
 from tinymoe.cases import cases
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig, initialize
+from tinymoe.models.routers import Balancing
 from tinymoe.tree import named, tree_map
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
+import torch_balance  # noqa: E402 (they import torch)
+import torch_gates  # noqa: E402
+
 F = torch.nn.functional
 torch.set_num_threads(1)  # the arrays are tiny: more threads only wait for each other
 
@@ -26,7 +30,7 @@ def agree(name, got, expected, unit=1.0):
     (1e-13 of `unit`, the size of the gradients around it), the library too may find no more."""
     got, expected = np.asarray(got), expected.detach().numpy()
     assert (got.shape, got.dtype) == (expected.shape, expected.dtype), name
-    if got.dtype.kind == "i":
+    if got.dtype.kind in "ib":
         assert np.array_equal(got, expected), name
     elif got.size:
         size, error = np.abs(expected).max(), np.abs(got - expected).max()
@@ -88,6 +92,12 @@ def combine(rows, weights, assignment):
     return rows.new_zeros(len(weights), rows.shape[1]).index_add(0, tokens, rows * weights.flatten()[order, None])
 
 
+def routed_experts(x, weights, *mlp, assignment, activation):
+    rows = x[torch.from_numpy(assignment.tokens)]
+    outputs = for_groups(expert, rows, *mlp, counts=torch.from_numpy(assignment.counts), activation=activation)
+    return combine(outputs, weights, assignment)
+
+
 def filled(values, pattern):
     """The sparse matrix with its zeros, as autograd sees it."""
     rows = tuple(torch.tensor(axis).long() for axis in (pattern.to_coo().rows, pattern.indices))
@@ -120,12 +130,16 @@ SAME_NAME += [cross_entropy, rotary, causal_attention, top_k_gate, combine, load
 REFERENCES |= {getattr(ops, function.__name__): function for function in SAME_NAME}
 
 
+REFERENCES[ops.routed_experts] = routed_experts
+REFERENCES |= torch_gates.REFERENCES | torch_balance.REFERENCES
+
+
 def flat(outputs):
     return [leaf for output in outputs for leaf in flat(output)] if isinstance(outputs, tuple) else [outputs]
 
 
 def test_every_operation_is_compared():
-    assert set(REFERENCES) == set(ops.OPERATIONS) == {case.operation for case in cases()}
+    assert set(REFERENCES) == {case.operation for case in cases()} >= set(ops.OPERATIONS)
 
 
 @pytest.mark.parametrize("case", list(cases(seed=1)), ids=str)
@@ -179,8 +193,8 @@ def language(p, c, ids, rng):
         act = EXPERT_KINDS[c.expert_kind]
         if dense:
             return expert(x, *(w.squeeze(0) for w in weights), activation=act), None, None
-        inputs = x.flatten(0, 1), p[name + ".router"], *weights
-        y, *rest = moe(*inputs, k=c.top_k, renormalize=c.renormalize, activation=act)
+        inputs = x.flatten(0, 1), p[name + ".router.weight"], *weights
+        y, *rest = moe(*inputs, k=c.top_k, renormalize=c.renormalize and c.top_k > 1, activation=act)
         return y.view_as(x), *rest
 
     x = F.embedding(ids, p["embedding"])
@@ -200,6 +214,11 @@ def language(p, c, ids, rng):
     return (norm(x, "norm") @ (p["embedding"].T if c.tied else p["head"])).flatten(0, 1), *zip(*layers, strict=True)
 
 
+def seen(routed):
+    """What the reference knows of each layer's routing, too."""
+    return tuple(None if r is None else (r.logits, r.indices, r.weights, r.counts) for r in routed)
+
+
 def agree_on_model(seed, weight, shape=(3, 5), **options):
     """With parameters away from their initial zeros and ones, and targets of which some are ignored."""
     small = {"vocabulary": 11, "context": 8, "layers": 2, "width": 12, "heads": 3, "kv_heads": 3, "experts": 5}
@@ -215,10 +234,11 @@ def agree_on_model(seed, weight, shape=(3, 5), **options):
     present = [b for b in balances if b is not None]
     balance = torch.stack(present).mean() if present else torch.zeros((), dtype=torch.float64)
     total = F.cross_entropy(logits, torch.from_numpy(targets).flatten()) + weight * balance
-    of_forward, forward_back = forward(params, config, ids, masks[1])
-    of_loss, loss_back = loss(params, config, ids, targets, weight, masks[2])
-    ours = of_loss[0], float(of_loss[1].balance), of_loss[1].routings, of_forward
-    theirs = total, balance, routings, (logits, balances, routings)
+    of_forward, forward_back = forward(params, config, ids, masks[1], balancing=Balancing(weight=1.0))
+    of_loss, loss_back = loss(params, config, ids, targets, Balancing(weight=weight), masks[2])
+    ours = of_loss[0], float(of_loss[1].balance), seen(of_loss[1].routed), of_forward[0], seen(of_forward[2])
+    ours += (tuple(None if r is None else w for w, r in zip(of_forward[1], of_forward[2], strict=True)),)
+    theirs = total, balance, routings, logits, routings, balances
     for i, (one, other) in enumerate(zip(flat(ours), flat(theirs), strict=True)):
         assert (one is None) == (other is None)
         if one is not None:

@@ -9,6 +9,8 @@ from . import sparsify
 from .data import corpora
 from .errors import Parser, UserError
 from .folder import CHECKPOINT, CONFIG, MODEL, new_folder
+from .models.parameters import ROUTERS
+from .models.routers import LOSSES
 from .settings import PRESET_HELP, PRESETS, Settings, flag, read_toml, resolve
 from .state import State, load_state, new_state
 
@@ -28,7 +30,9 @@ def parser() -> Parser:
         prog="python -m tinymoe.train",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=DESCRIPTION,
-        epilog=f"presets:\n{presets}\n\nrecipes for --sparsity:\n{recipes}\n\nexamples:\n"
+        epilog=f"presets:\n{presets}\n\nrouters:\n{_listed(ROUTERS)}\n\nlosses for --balance:\n{_listed(LOSSES)}\n"
+        f"  {'bias':<14} no loss: a bias of each expert that enters the choice only moves with the load (DeepSeek-V3)\n\n"
+        f"recipes for --sparsity:\n{recipes}\n\nexamples:\n"
         "  python -m tinymoe.train\n"
         "  python -m tinymoe.train --corpus my.txt --out runs/mine --steps 3000\n"
         "  python -m tinymoe.train --resume runs/mine --steps 4000\n",
@@ -70,6 +74,10 @@ def parser() -> Parser:
             options["help"] += f"; one of {', '.join(f.metadata['choices'])}"
         groups[f.metadata["group"]].add_argument(flag(f.name), **options)
     return parser
+
+
+def _listed(described: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<14} {text}" for name, text in described.items())
 
 
 @dataclass

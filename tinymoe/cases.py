@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import ops
+from .balance_cases import balance_cases
+from .gate_cases import gate_cases
 from .ops import group_by_expert
 from .sparse import CSR
 
@@ -34,6 +36,8 @@ def cases(seed: int = 0) -> Iterator[Case]:
     yield from _attention(normal)
     yield from _routing(normal, rng)
     yield from _sparse(normal, rng)
+    yield from gate_cases(normal, rng, Case)
+    yield from balance_cases(normal, rng, Case)
 
 
 def _pointwise(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
@@ -109,6 +113,8 @@ def _routing(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
                 (normal((m, 3)), *mlp),
                 {"counts": assignment.counts, "activation": act},
             )
+            inputs = normal((n, 3)), normal((n, k)), *mlp
+            yield Case(f"{kind}, {name}", ops.routed_experts, inputs, {"assignment": assignment, "activation": act})
 
     for n, n_experts, k in ((7, 5, 2), (7, 5, 3), (1, 3, 1), (2, 6, 1), (0, 4, 2)):
         for kind, act, gated in (("ReLU", ops.relu, False), ("GELU", ops.gelu, False), ("SwiGLU", ops.silu, True)):

@@ -52,7 +52,7 @@ class Progress:
         done = step - self.first
         weight = max(1 / done, 0.02)  # a running mean over about 50 steps
         self.loss += weight * (report.loss - self.loss)
-        routed = [counts for counts in report.counts if counts is not None]
+        routed = [layer.counts for layer in report.layers if layer is not None]
         if routed:
             self.load = self.load + weight * (np.mean([c / c.sum() for c in routed], 0) - self.load)
         self.bar.set_postfix_str(self._numbers(step), refresh=False)

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from .errors import UserError
-from .models.parameters import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig
+from .models.parameters import (
+    EXPERT_KINDS,
+    NORMS,
+    POSITIONS,
+    ROUTERS,
+    SCORES,
+    SHARED,
+    LanguageConfig,
+)
+from .models.routers import LOSSES, Balancing, applicable
+from .ops import PRIORITIES
 from .optim import OPTIMIZERS
 
 RECIPES = ("none", "prune", "init", "l1", "l1-proximal", "iht", "rigl", "low-rank")
@@ -50,7 +60,6 @@ class Settings:
     top_k: int = _option(2, "experts that each token visits (K)", "model")
     expert_width: int = _option(192, "hidden width of one expert (F)", "model")
     expert_kind: str = _option("swiglu", "what an expert computes", "model", choices=tuple(EXPERT_KINDS))
-    renormalize: bool = _option(True, "make the K gate weights of a token add up to 1", "model")
     dense_layers: tuple[int, ...] = _option(
         (),
         "layers, from 0, that get one dense feed-forward of width K·F instead of experts; repeat the flag for several",
@@ -62,6 +71,50 @@ class Settings:
     shift: bool = _option(True, "let each half of a block see the token before, too", "model")
     tied: bool = _option(False, "use the embedding table as output projection", "model")
     dropout: float = _option(0.0, "share of activations dropped in training, in [0, 1)", "model", least=0.0)
+
+    router: str = _option(
+        "softmax", "how experts are chosen; see the list at the end", "routing", choices=tuple(ROUTERS)
+    )
+    scores: str = _option("dot", "how a router compares a token with an expert", "routing", choices=SCORES)
+    renormalize: bool = _option(
+        True,
+        "make the K gate weights of a token add up to 1 (for K > 1: a weight that is always 1 teaches nothing)",
+        "routing",
+    )
+    router_float: str = _option(
+        "model", "type in which router and gate compute", "routing", choices=("model", "float32", "float64")
+    )
+    jitter: float = _option(0.0, "multiply the router's input by random numbers in [1−ε, 1+ε]", "routing", least=0.0)
+    groups: int = _option(1, "router sigmoid: experts in so many groups …", "routing")
+    kept_groups: int = _option(1, "… of which a token may use only the best so many", "routing")
+    routed_scale: float = _option(1.0, "multiply the gate weights (DeepSeek-V3: 2.5)", "routing", above=0.0)
+    capacity_factor: float = _option(
+        0.0,
+        "in training no expert takes more than ceil(factor·K·N/E) of the N tokens of a pass; 0 for no limit",
+        "routing",
+        least=0.0,
+    )
+    drop: str = _option(
+        "choice",
+        "who is served first when room runs out: all first choices, tokens in order, the highest probability, "
+        "tokens by their highest probability, or anyone",
+        "routing",
+        choices=tuple(PRIORITIES),
+    )
+    shared_experts: int = _option(0, "experts of width F that every token visits besides its K", "routing", least=0)
+    shared: str = _option("plain", "how they are added: as they are, or weighed by a gate", "routing", choices=SHARED)
+    balance: tuple[str, ...] = _option(
+        ("auto",),
+        "what keeps the load even: a loss or several, bias (router sigmoid), or none; auto is switch where it applies; "
+        "see the list at the end; repeat the flag for several",
+        "routing",
+        metavar="NAME",
+    )
+    balance_weight: float = _option(0.01, "weight of the balancing losses", "routing", least=0.0)
+    z_weight: float = _option(0.0, "weight of the router's z-loss (ST-MoE: 0.001)", "routing", least=0.0)
+    bias_rate: float = _option(
+        1e-3, "balance bias: how far an expert's bias moves in a step towards an even load", "routing", least=0.0
+    )
 
     batch_size: int = _option(12, "windows per optimiser step (B)", "optimisation")
     accumulate: int = _option(
@@ -84,7 +137,6 @@ class Settings:
     beta2: float = _option(0.95, "AdamW's decay of the mean square", "optimisation", least=0.0)
     weight_decay: float = _option(1.0, "times the learning rate, on matrices only", "optimisation", least=0.0)
     clip: float = _option(1.0, "largest global norm of the gradient; 0 for no limit", "optimisation", least=0.0)
-    balance: float = _option(0.01, "weight of the load-balance loss", "optimisation", least=0.0)
 
     sparsity: str = _option(
         "none", "make weights sparse: a recipe from the list at the end", "sparsity", choices=RECIPES
@@ -110,6 +162,11 @@ class Settings:
             **{f.name: getattr(self, f.name) for f in fields(LanguageConfig) if hasattr(self, f.name)}
         )
 
+    @property
+    def balancing(self) -> Balancing:
+        losses = applicable(self.model)[:1] if self.balance == ("auto",) else self.balance
+        return Balancing(tuple(name for name in losses if name in LOSSES), self.balance_weight, self.z_weight)
+
     def validated(self) -> "Settings":
         """These settings with `decay_steps` filled in, or a UserError."""
         for f in fields(self):
@@ -124,7 +181,7 @@ class Settings:
             choices = f.metadata.get("choices")
             if choices and value not in choices:
                 raise UserError(f"{flag(f.name)} is {value!r}; choose one of {', '.join(choices)}")
-        for name in ("beta1", "beta2", "dropout", "sparsity_level"):
+        for name in ("beta1", "beta2", "dropout", "jitter", "sparsity_level"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; it must be below 1")
         if not self.corpus or not all(name.strip() and "\0" not in name for name in self.corpus):
@@ -143,6 +200,13 @@ class Settings:
             self.model  # noqa: B018 (building it checks the combination)
         except ValueError as error:
             raise UserError(str(error)) from None
+        fitting = (*applicable(self.model), *(["bias"] if self.router == "sigmoid" else []))
+        for name in self.balance:
+            if name not in fitting and (name not in ("auto", "none") or len(self.balance) > 1):
+                raise UserError(
+                    f"--balance {name} does not go with the other settings; with router {self.router} choose auto, none"
+                    + "".join(f", {other}" for other in fitting)
+                )
         return replace(self, decay_steps=self.decay_steps or max(PRESETS[self.preset].get("steps", 0), self.steps))
 
 

@@ -11,12 +11,13 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import plots, sparsify
+from . import metrics, plots, sparsify
 from .arguments import Run, prepare
 from .checkpoint import write_atomically
 from .data.windows import TrainingWindows
@@ -26,7 +27,7 @@ from .generate import decoded
 from .progress import Progress, stop_signals
 from .sampling import generate
 from .state import NotFinite, save_state
-from .trainer import EVALUATION_WINDOWS, StepReport, Trainer
+from .trainer import EVALUATION_WINDOWS, LayerReport, StepReport, Trainer
 from .tree import named
 
 
@@ -38,7 +39,7 @@ def fit(work: Run, stop: list[int]) -> None:
 
     with (
         Trainer(state, settings) as trainer,
-        Metrics(work.folder, state.step) as metrics,
+        Metrics(work.folder, state.step) as log,
         Progress(settings, state.step) as progress,
     ):
         while state.step < settings.steps and not stop:
@@ -49,7 +50,7 @@ def fit(work: Run, stop: list[int]) -> None:
                 "tokens": state.step * settings.batch_size * settings.context,
                 "seconds": round(state.seconds, 3),
             }
-            metrics.add(
+            log.add(
                 **where,
                 split="train",
                 loss=report.loss,
@@ -63,7 +64,7 @@ def fit(work: Run, stop: list[int]) -> None:
                 loss, count = trainer.evaluate(corpus.val, 0 if last else EVALUATION_WINDOWS)
                 if not math.isfinite(loss):
                     raise NotFinite(f"the validation loss is {loss} at step {state.step}")
-                metrics.add(**where, split="val", loss=loss, predicted=count)
+                log.add(**where, split="val", loss=loss, predicted=count)
                 progress.evaluated(state.step, loss)
             if last or state.step % settings.checkpoint_every == 0:
                 save_state(work.folder, state, settings, corpus.sha256)
@@ -72,15 +73,20 @@ def fit(work: Run, stop: list[int]) -> None:
 
 
 def load_statistics(report: StepReport) -> dict[str, Any]:
-    """`load`: each expert's share of the assignments, by layer (null for a dense layer); `max_violation`: by how much
-    the busiest expert exceeds an even share, mean over layers (Wang et al. 2024)."""
-    shares = [None if c is None else c / c.sum() for c in report.counts]
-    routed = [s for s in shares if s is not None]
-    if not routed:
-        return {"load": shares}
+    """What the routers did, by layer (null where there is none): `load`, each expert's share of the assignments;
+    `max_violation`, by how much the busiest expert exceeds an even share; `load_entropy` and `router_entropy`, 1 when even
+    or undecided; `dropped`, the share of assignments for which there was no room."""
+
+    def by_layer(number: Callable[[LayerReport], Any]) -> list[Any]:
+        found = [math.nan if layer is None else float(number(layer)) for layer in report.layers]
+        return [round(x, 4) if math.isfinite(x) else None for x in found]
+
     return {
-        "load": [None if s is None else [round(x, 4) for x in s.tolist()] for s in shares],
-        "max_violation": round(float(np.mean([s.max() * len(s) - 1 for s in routed])), 4),
+        "load": [None if x is None else (x.counts / max(x.counts.sum(), 1)).round(4).tolist() for x in report.layers],
+        "max_violation": by_layer(lambda layer: metrics.max_violation(layer.counts)),
+        "load_entropy": by_layer(lambda layer: metrics.load_entropy(layer.counts)),
+        "router_entropy": by_layer(lambda layer: layer.entropy),
+        "dropped": by_layer(lambda layer: layer.dropped),
     }
 
 

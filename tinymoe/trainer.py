@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import ops, optim, sparsify
+from . import metrics, ops, optim, sparsify
 from .data.windows import Batch, evaluation_batches
 from .models.language import forward, loss
 from .models.parameters import Language, LanguageConfig, initialize
+from .models.routers import Choice
 from .settings import Settings
 from .state import NotFinite, State
 from .team import Team
@@ -29,9 +30,15 @@ EVALUATION_WINDOWS = 400  # per evaluation along the way; the last one takes the
 @dataclass(frozen=True)
 class StepReport:
     loss: float  # cross-entropy, nats per token
-    balance: float  # load-balance loss, 1 when even
+    balance: float  # sum of the balancing losses, mean over layers
     norm: float  # of the gradient, before clipping
-    counts: tuple[Array | None, ...]  # (E,) assignments per expert, by layer; None in a dense layer
+    layers: tuple["LayerReport | None", ...]  # None for a layer without a router
+
+
+class LayerReport(NamedTuple):
+    counts: Array  # (E,) assignments asked of each expert
+    dropped: float  # share of them that found no room
+    entropy: float  # of the softmax of the logits, mean over tokens, over ln E; NaN where there are none
 
 
 class Trainer:
@@ -65,16 +72,16 @@ class Trainer:
         for number, rows in enumerate(np.array_split(np.arange(len(batch.ids)), self.team.size * settings.accumulate)):
             if len(rows):
                 jobs[number % self.team.size].shards.append((number, Batch(batch.ids[rows], batch.targets[rows])))
-        reports = self.team.run(shard_gradients, jobs)
+        if "global" in settings.balancing.losses:
+            shares = _shares([counts for found in self.team.run(shard_counts, jobs) for counts in found])
+            jobs = [job._replace(shares=shares) for job in jobs]
+        shards = [shard for found in self.team.run(shard_gradients, jobs) for shard in found]
         norm = math.hypot(*self.team.run(add_gradients, [(group, self.team.size) for group in self.groups]))
         report = StepReport(
-            sum(r.loss for r in reports),
-            sum(r.balance for r in reports),
+            sum(shard.share * shard.loss for shard in shards),
+            sum(shard.share * shard.balance for shard in shards),
             norm,
-            tuple(
-                None if layer[0] is None else np.sum(layer, 0)
-                for layer in zip(*(r.counts for r in reports), strict=True)
-            ),
+            tuple(_of_batch([(shard.share, shard.layers[i]) for shard in shards]) for i in range(settings.layers)),
         )
         if not (math.isfinite(report.loss) and math.isfinite(norm)):
             raise NotFinite(f"the loss is {report.loss:.3g} and the norm of the gradient {norm:.3g} at step {step}")
@@ -87,6 +94,11 @@ class Trainer:
         }
         factor = optim.clip_factor(norm, settings.clip)
         self.team.run(update, [UpdateJob(group, settings, factor, options) for group in self.groups])
+        if "bias" in settings.balance:
+            for block, layer in zip(self.state.params.blocks, report.layers, strict=True):
+                if layer is not None and block.mixture.router is not None:
+                    bias = block.mixture.router.bias
+                    bias[...] = ops.bias_update(bias, layer.counts, settings.bias_rate)  # type: ignore[index]
         if settings.sparsity != "none":
             arrays, params = self.team.arrays, named(self.state.params)
             weights = {name: params[name] for name in sparsify.chosen(params)}
@@ -111,6 +123,14 @@ class ShardJobs(NamedTuple):
     settings: Settings
     step: int
     tokens: int  # in the whole batch
+    shares: list[Array | None] | None = None  # (E,) of the whole batch's tokens, by layer
+
+
+class ShardReport(NamedTuple):
+    share: float  # of the batch
+    loss: float
+    balance: float
+    layers: tuple[LayerReport | None, ...]
 
 
 class UpdateJob(NamedTuple):
@@ -120,27 +140,69 @@ class UpdateJob(NamedTuple):
     options: dict[str, Any]  # of the optimiser
 
 
-def shard_gradients(arrays: dict[str, Array], job: ShardJobs) -> StepReport:
-    """Leave in gradient.<member> what these shards contribute to the gradient of the batch; report their part."""
+def shard_gradients(arrays: dict[str, Array], job: ShardJobs) -> list[ShardReport]:
+    """Leave in gradient.<member> what these shards contribute to the gradient of the batch; report each."""
     settings, config = job.settings, job.settings.model
     params = _params(arrays, config)
     gradient = {name: arrays[f"gradient.{job.member}.{name}"] for name in named(params)}
     if not job.shards:
         for g in gradient.values():
             g.fill(0)
-    cross_entropy = balance = 0.0
-    counts: Any = [None if b.mixture.router is None else np.zeros(config.experts, int) for b in params.blocks]
+    reports = []
     for place, (number, shard) in enumerate(job.shards):
         share = shard.ids.size / job.tokens
-        rng = np.random.default_rng([settings.seed, job.step, number]) if config.dropout else None
+        noise = _noise(job, number)
         with np.errstate(over="ignore", invalid="ignore"):  # `step` looks for it and says so in one sentence
-            (_, parts), backward = loss(params, config, shard.ids, shard.targets, settings.balance, rng)
+            (_, parts), backward = loss(
+                params, config, shard.ids, shard.targets, settings.balancing, noise, shares=job.shares
+            )
             for name, g in named(backward(share)).items():
                 np.add(gradient[name] if place else 0, g, out=gradient[name])
-        cross_entropy += share * float(parts.cross_entropy)
-        balance += share * float(parts.balance)
-        counts = [None if r is None else total + r.counts for total, r in zip(counts, parts.routings, strict=True)]
-    return StepReport(cross_entropy, balance, 0.0, tuple(counts))
+            layers = tuple(None if r is None else layer_report(r) for r in parts.routed)
+        reports.append(ShardReport(share, float(parts.cross_entropy), float(parts.balance), layers))
+    return reports
+
+
+def shard_counts(arrays: dict[str, Array], job: ShardJobs) -> list[list[Array | None]]:
+    """For each shard and layer the assignments asked of each expert: a forward pass with the noise of the real one."""
+    config = job.settings.model
+    params, found = _params(arrays, config), []
+    for number, shard in job.shards:
+        with np.errstate(over="ignore", invalid="ignore"):
+            (_, _, routed), _ = forward(params, config, shard.ids, _noise(job, number))
+        found.append([None if r is None else r.counts for r in routed])
+    return found
+
+
+def _noise(job: ShardJobs, number: int) -> np.random.Generator:
+    """What draws noise and dropout for one shard of one step."""
+    return np.random.default_rng([job.settings.seed, job.step, number])
+
+
+def _shares(shards: list[list[Array | None]]) -> list[Array | None]:
+    """Counts of all shards → each expert's share of the assignments, by layer."""
+    totals = [None if layer[0] is None else np.sum(layer, axis=0) for layer in zip(*shards, strict=True)]
+    return [None if total is None else total / max(total.sum(), 1) for total in totals]
+
+
+def layer_report(routed: Choice) -> LayerReport:
+    """What a layer's router did, in numbers."""
+    asked = routed.counts.sum()
+    dropped = 0.0 if routed.kept is None or asked == 0 else 1 - routed.kept.sum() / asked
+    entropy = math.nan
+    if routed.logits is not None and np.isfinite(routed.logits).all():
+        p, _ = ops.softmax(routed.logits)
+        entropy = metrics.router_entropy(p) / max(math.log(p.shape[1]), 1e-9)
+    return LayerReport(routed.counts, float(dropped), entropy)
+
+
+def _of_batch(shards: list[tuple[float, LayerReport | None]]) -> LayerReport | None:
+    """The report of a layer for the whole batch, from those for its shards and their shares of the tokens."""
+    present = [(share, report) for share, report in shards if report is not None]
+    if not present:
+        return None
+    dropped, entropy = (sum(share * getattr(r, name) for share, r in present) for name in ("dropped", "entropy"))
+    return LayerReport(np.sum([r.counts for _, r in present], axis=0), dropped, entropy)
 
 
 def add_gradients(arrays: dict[str, Array], job: tuple[list[str], int]) -> float:
@@ -159,6 +221,8 @@ def update(arrays: dict[str, Array], job: UpdateJob) -> None:
     optimizer, slots = optim.OPTIMIZERS[settings.optimizer], optim.SLOTS[settings.optimizer]
     sparse = set(sparsify.chosen(job.names)) if settings.sparsity != "none" else set()
     for name in job.names:
+        if name.endswith(".router.bias"):
+            continue  # moved by the load, in `step`
         p, g = arrays[f"params.{name}"], arrays[f"gradient.0.{name}"]
         if job.factor != 1:
             g *= job.factor

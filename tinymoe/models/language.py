@@ -8,13 +8,13 @@ Each function here reads downwards in the forward and upwards in the backward. T
 composition of the gradients of its operations, and has the type of the parameters: `Language`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import ops
-from ..ops import Routing
-from .parameters import EXPERT_KINDS, Attention, Block, Experts, Language, LanguageConfig, Mixture, Norm
+from .parameters import EXPERT_KINDS, Attention, Block, Experts, Language, LanguageConfig, Mixture, Norm, Router, Shared
+from .routers import SWITCH, UNBALANCED, Choice, Situation, balance, route, unchanged
 
 
 def normalize(x, p: Norm):
@@ -60,29 +60,121 @@ def attention(x, p: Attention, config: LanguageConfig, batch: int):
     return y, backward
 
 
-def mixture(x, p: Mixture, config: LanguageConfig):
-    """A sparse mixture of experts, or, without a router, one expert for all; x and y (N, D).
-
-    Returns (y, balance, routing); a dense layer has neither balance nor routing: None, and its `dbalance` is unused.
-    """
-    weights = p.experts.up, p.experts.down, p.experts.gate
-    activation = EXPERT_KINDS[config.expert_kind]
+def mixture(x, p: Mixture, config: LanguageConfig, at: Situation):
+    """A mixture of experts; x and y (N, D). Returns (y, loss, routed): the weighed balancing losses, and for reports what
+    the router did; a dense layer has neither loss nor report."""
     if p.router is None:
-        y, experts_back = ops.experts(x, *weights, counts=np.array([len(x)]), activation=activation)
-        balance = routing = None
-    else:
-        (y, balance, routing), experts_back = ops.moe(
-            x, p.router, *weights, k=config.top_k, renormalize=config.renormalize, activation=activation
+        return dense(x, p, config)
+    if config.router == "soft":
+        return soft_mixture(x, p, config, at)
+    tokens, mask_back = masked(x, at.mask)
+    choice, route_back = route(tokens, p.router, config, at)
+    (loss, report), balance_back = balance(choice, config, at)
+    assignment = ops.group_by_expert(choice.indices, config.experts, choice.kept)
+    routed, experts_back = ops.routed_experts(
+        tokens, choice.weights, *matrices(p.experts), assignment=assignment, activation=EXPERT_KINDS[config.expert_kind]
+    )
+    y, shared_back = with_shared(tokens, routed, p.shared, config)
+
+    def backward(dy, dloss):
+        dtokens_shared, drouted, dshared = shared_back(dy)
+        dtokens_experts, dweights, *dexperts = experts_back(drouted)
+        dweights_balance, dlogits, dload = balance_back(dloss)
+        dtokens_router, drouter = route_back(dweights + dweights_balance, dlogits, dload)
+        (dx,) = mask_back(dtokens_shared + dtokens_experts + dtokens_router)
+        return dx, Mixture(drouter, gradient_of_experts(*dexperts), dshared)
+
+    return (y, loss, choice._replace(balance=report)), backward
+
+
+def dense(x, p: Mixture, config: LanguageConfig):
+    """One expert for all: a feed-forward network."""
+    y, experts_back = feed_forward(x, p.experts, config)
+
+    def backward(dy, _):
+        dx, dexperts = experts_back(dy)
+        return dx, Mixture(None, dexperts, None)
+
+    return (y, 0.0, None), backward
+
+
+def soft_mixture(x, p: Mixture, config: LanguageConfig, at: Situation):
+    """Soft MoE, each sequence on its own: its experts see weighted means of the sequence's tokens."""
+    router: Any = p.router
+    activation = EXPERT_KINDS[config.expert_kind]
+    outputs, soft_backs = zip(
+        *[
+            ops.soft_moe(tokens, router.weight, router.scale[0], *matrices(p.experts), activation=activation)
+            for tokens in x.reshape(at.batch, -1, x.shape[1])
+        ],
+        strict=True,
+    )
+    y, shared_back = with_shared(x, np.concatenate(outputs), p.shared, config)
+
+    def backward(dy, _):
+        dx_shared, dsoft, dshared = shared_back(dy)
+        parts = dsoft.reshape(at.batch, -1, x.shape[1])
+        dtokens, *dweights = zip(*[back(part) for back, part in zip(soft_backs, parts, strict=True)], strict=True)
+        dslots, dscale, *dexperts = (np.sum(dweight, axis=0) for dweight in dweights)
+        drouter = Router(dslots, None, np.reshape(dscale, 1), None, None)
+        return dx_shared + np.concatenate(dtokens), Mixture(drouter, gradient_of_experts(*dexperts), dshared)
+
+    return (y, 0.0, None), backward
+
+
+def with_shared(x, routed, p: Shared | None, config: LanguageConfig):
+    """Add what a shared expert, visited by all tokens, makes of x to what the routed ones returned; all (N, D).
+
+        plain      y = routed + s                                   DeepSeekMoE
+        gated      y = routed + sigmoid(x g) s                      Qwen2-MoE
+        residual   y = α₀ routed + α₁ s,   α = softmax(x g + b)     DeepSpeed's residual MoE
+
+    backward(dy) → (dx, drouted, dshared)
+    """
+    if p is None:
+        return routed, lambda dy: (0, dy, None)
+    s, experts_back = feed_forward(x, p.experts, config)
+    if p.gate is None:
+
+        def backward(dy):
+            dx, dexperts = experts_back(dy)
+            return dx, dy, Shared(dexperts, None, None)
+
+        return routed + s, backward
+    scores, linear_back = ops.linear(x, p.gate) if p.bias is None else ops.linear(x, p.gate, p.bias)
+    shares, shares_back = ops.sigmoid(scores) if p.bias is None else ops.softmax(scores)  # (N, 1) or (N, 2)
+    of_routed = 1 if p.bias is None else shares[:, :1]
+    y = of_routed * routed + shares[:, -1:] * s
+
+    def gated_backward(dy):
+        dshares = [np.vecdot(part, dy) for part in ((s,) if p.bias is None else (routed, s))]
+        dx_gate, *dgate = linear_back(*shares_back(np.stack(dshares, 1)))
+        dx_experts, dexperts = experts_back(shares[:, -1:] * dy)
+        return (
+            dx_gate + dx_experts,
+            of_routed * dy,
+            Shared(dexperts, dgate[0], dgate[1] if p.bias is not None else None),
         )
 
-    def backward(dy, dbalance):
-        if p.router is None:
-            dx, *dexperts = experts_back(dy)
-            return dx, Mixture(None, gradient_of_experts(*dexperts))
-        dx, drouter, *dexperts = experts_back(dy, dbalance)
-        return dx, Mixture(drouter, gradient_of_experts(*dexperts))
+    return y, gated_backward
 
-    return (y, balance, routing), backward
+
+def feed_forward(x, p: Experts, config: LanguageConfig):
+    """A single expert for all rows of x (N, D)."""
+    y, experts_back = ops.experts(
+        x, *matrices(p), counts=np.array([len(x)]), activation=EXPERT_KINDS[config.expert_kind]
+    )
+
+    def backward(dy):
+        dx, *dexperts = experts_back(dy)
+        return dx, gradient_of_experts(*dexperts)
+
+    return y, backward
+
+
+def matrices(p: Experts):
+    """In the order in which `ops.experts` takes them."""
+    return p.up, p.down, p.gate
 
 
 def gradient_of_experts(up, down, gate=None):
@@ -90,22 +182,34 @@ def gradient_of_experts(up, down, gate=None):
     return Experts(up, down, gate)
 
 
-def block(x, p: Block, config: LanguageConfig, batch: int, rng=None):
-    """middle = x + attention(norm(x)),  y = middle + mixture(norm(middle)); returns (y, balance, routing)."""
+def masked(x, mask):
+    """Zeros in place of padding, whatever stood there; x and y (N, D)."""
+    if mask is None:
+        return unchanged(x)
+    y = np.where(mask[:, None], x, 0)
+
+    def backward(dy):
+        return (np.where(mask[:, None], dy, 0),)
+
+    return y, backward
+
+
+def block(x, p: Block, config: LanguageConfig, at: Situation):
+    """middle = x + attention(norm(x)),  y = middle + mixture(norm(middle)); returns (y, loss, routed)."""
     n, attention_norm_back = normalize(x, p.attention_norm)
-    s, attention_shift_back = shift(n, p.attention_shift, batch)
-    a, attention_back = attention(s, p.attention, config, batch)
-    a_kept, attention_drop_back = drop(a, config.dropout, rng)
+    s, attention_shift_back = shift(n, p.attention_shift, at.batch)
+    a, attention_back = attention(s, p.attention, config, at.batch)
+    a_kept, attention_drop_back = drop(a, config.dropout, at.rng)
     middle = x + a_kept
     m, mixture_norm_back = normalize(middle, p.mixture_norm)
-    t, mixture_shift_back = shift(m, p.mixture_shift, batch)
-    (e, balance, routing), mixture_back = mixture(t, p.mixture, config)
-    e_kept, mixture_drop_back = drop(e, config.dropout, rng)
+    t, mixture_shift_back = shift(m, p.mixture_shift, at.batch)
+    (e, loss, routed), mixture_back = mixture(t, p.mixture, config, at)
+    e_kept, mixture_drop_back = drop(e, config.dropout, at.rng)
     y = middle + e_kept
 
-    def backward(dy, dbalance):
+    def backward(dy, dloss):
         (de,) = mixture_drop_back(dy)
-        dt, dmixture = mixture_back(de, dbalance)
+        dt, dmixture = mixture_back(de, dloss)
         dm, dmixture_shift = mixture_shift_back(dt)
         dmiddle, dmixture_norm = mixture_norm_back(dm)
         dmiddle += dy
@@ -117,7 +221,7 @@ def block(x, p: Block, config: LanguageConfig, batch: int, rng=None):
         dattended = dattention_norm, dattention_shift, dattention
         return dx, Block(*dattended, dmixture_norm, dmixture_shift, dmixture)
 
-    return (y, balance, routing), backward
+    return (y, loss, routed), backward
 
 
 def shift(x, mix, batch: int):
@@ -129,15 +233,6 @@ def shift(x, mix, batch: int):
         return dx.reshape(x.shape), dmix[0] if dmix else None
 
     return y.reshape(x.shape), backward
-
-
-def unchanged(x):
-    """The identity, for a step that a model leaves out."""
-
-    def backward(dy):
-        return (dy,)
-
-    return x, backward
 
 
 def drop(x, rate, rng):
@@ -166,37 +261,42 @@ def place(x, params: Language, config: LanguageConfig, batch: int):
     return y.reshape(x.shape), backward
 
 
-def forward(params: Language, config: LanguageConfig, ids, rng=None):
+def forward(params: Language, config: LanguageConfig, ids, rng=None, *, balancing=UNBALANCED, mask=None, shares=None):
     """Scores for the next token at every position.
 
     ids     (B, T)    int
+    mask    (B, T)    bool, False for padding, which goes to no expert and counts in no balancing loss; None if there is
+                      none. Attention is causal: pad at the end, and give padding no target
+    shares  a list with (E,) for each layer, the share of the tokens of a larger batch; for balancing by "global" only
     logits  (B·T, V)
 
-    Returns (logits, balances, routings), backward; balances and routings have one entry per layer, None for a dense
-    one. `rng` draws the dropout masks; without it nothing is dropped. `backward` frees the activations block by block
-    as it goes down, so it can be called once.
+    Returns (logits, losses, routed), backward(dlogits, dlosses); losses and records have one entry per layer, 0 and None
+    for a layer without a router. `rng` draws noise and dropout masks of training; without it the model is evaluated.
+    `backward` frees the activations block by block as it goes down, so it can be called once.
     """
-    batch = len(ids)
-    e, embedding_back = ops.embedding(ids.reshape(-1), params.embedding)
-    placed, place_back = place(e, params, config, batch)
+    flat = None if mask is None else mask.reshape(-1)
+    at = Situation(len(ids), ids.reshape(-1), rng, flat, balancing)
+    e, embedding_back = ops.embedding(at.ids, params.embedding)
+    placed, place_back = place(e, params, config, at.batch)
     x, drop_back = drop(placed, config.dropout, rng)
-    block_backs, balances, routings = [], [], []
-    for p in params.blocks:
-        (x, balance, routing), block_back = block(x, p, config, batch, rng)
+    block_backs, losses, records = [], [], []
+    for layer, p in enumerate(params.blocks):
+        here = at if shares is None else at._replace(shares=shares[layer])
+        (x, layer_loss, routed), block_back = block(x, p, config, here)
         block_backs.append(block_back)
-        balances.append(balance)
-        routings.append(routing)
+        losses.append(layer_loss)
+        records.append(routed)
     n, norm_back = normalize(x, params.norm)
     logits, head_back = ops.linear(n, params.embedding.T if params.head is None else params.head)
 
-    def backward(dlogits, dbalances):
+    def backward(dlogits, dlosses):
         if len(block_backs) != len(params.blocks):
             raise RuntimeError("this backward has run and freed its activations; run the forward again")
         dn, dhead = head_back(dlogits)
         dx, dnorm = norm_back(dn)
         dblocks = []
-        for dbalance in reversed(dbalances):
-            dx, dblock = block_backs.pop()(dx, dbalance)
+        for dloss in reversed(dlosses):
+            dx, dblock = block_backs.pop()(dx, dloss)
             dblocks.append(dblock)
         (dplaced,) = drop_back(dx)
         de, dpositions = place_back(dplaced)
@@ -205,36 +305,48 @@ def forward(params: Language, config: LanguageConfig, ids, rng=None):
             return Language(dembedding + dhead.T, dpositions, tuple(reversed(dblocks)), dnorm, None)
         return Language(dembedding, dpositions, tuple(reversed(dblocks)), dnorm, dhead)
 
-    return (logits, tuple(balances), tuple(routings)), backward
+    return (logits, tuple(losses), tuple(records)), backward
 
 
 class Parts(NamedTuple):
     """What a loss is made of, for reports."""
 
     cross_entropy: float  # nats per token
-    balance: float  # mean over the layers with a router; 0 if there are none
-    routings: tuple[Routing | None, ...]  # by layer
+    balance: float  # sum of the balancing losses, mean over the layers with a router; 0 if there are none
+    routed: tuple[Choice | None, ...]  # by layer
 
 
-def loss(params: Language, config: LanguageConfig, ids, targets, balance_weight=0.01, rng=None):
-    """Cross-entropy of the targets plus the weighted load-balance loss.
+def loss(
+    params: Language,
+    config: LanguageConfig,
+    ids,
+    targets,
+    balancing=SWITCH,
+    rng=None,
+    *,
+    mask=None,
+    shares=None,
+):
+    """Cross-entropy of the targets plus the balancing losses.
 
-        loss = cross_entropy(logits, targets) + balance_weight · mean over MoE layers of balance
+        loss = cross_entropy(logits, targets) + mean over MoE layers of (weight · Σ balancing losses + z_weight · z)
 
     ids      (B, T)  int
     targets  (B, T)  int, the token that follows each; −100 where there is none to predict
+    mask, shares     see `forward`
 
     Returns (loss, parts), backward; `backward(1.0)` is the gradient, a `Language`, and can be called once.
     """
-    (logits, balances, routings), forward_back = forward(params, config, ids, rng)
+    (logits, losses, routed), forward_back = forward(
+        params, config, ids, rng, balancing=balancing, mask=mask, shares=shares
+    )
     cross_entropy, cross_entropy_back = ops.cross_entropy(logits, targets.reshape(-1))
-    present = [b for b in balances if b is not None]
-    balance = sum(present) / max(len(present), 1)
-    total = cross_entropy + balance_weight * balance
+    reports = [r.balance for r in routed if r is not None]
+    layers = max(len(reports), 1)
+    total = cross_entropy + sum(losses) / layers
 
     def backward(dloss=1.0):
         (dlogits,) = cross_entropy_back(dloss)
-        dbalance = dloss * balance_weight / max(len(present), 1)
-        return forward_back(dlogits, [dbalance] * len(balances))
+        return forward_back(dlogits, [dloss / layers] * len(losses))
 
-    return (total, Parts(cross_entropy, balance, routings)), backward
+    return (total, Parts(cross_entropy, sum(reports) / layers, routed)), backward

@@ -13,6 +13,35 @@ EXPERT_KINDS: dict[str, Any] = {"relu": ops.relu, "gelu": ops.gelu, "gelu_exact"
 NORMS = ("rms", "layer")
 POSITIONS = ("rotary", "learned", "sinusoidal", "none")
 
+ROUTERS = {  # how each of them chooses is in `routers.py` and `ops/gates.py`
+    "softmax": "the top-k of a softmax over all experts (Mixtral, Switch)",
+    "noisy": "the top-k of noisy logits, the noise learned (Shazeer 2017)",
+    "gshard": "the best expert and, at random in training, the second best (GShard); top-k 2",
+    "sigmoid": "the top-k of sigmoids plus a bias, within the best groups (DeepSeek-V3)",
+    "sinkhorn": "in training the top-k of a matrix balanced by Sinkhorn's iteration (Megatron)",
+    "base": "in training an assignment with equal shares, at the best total score (BASE); top-k 1",
+    "expert-choice": "each expert takes its best tokens: not causal (Zhou 2022)",
+    "soft": "each expert computes weighted means of the tokens of a sequence: not causal (Soft MoE)",
+    "dense": "all experts, weighed by a softmax",
+    "hash": "a fixed random table from token to expert (Hash Layers); top-k 1",
+    "partition": "consecutive token ids share an expert; top-k 1",
+}
+ONE_CHOICE = ("base", "hash", "partition")
+SCORES = ("dot", "cosine", "mlp")
+SHARED = ("plain", "gated", "residual")
+
+
+CHOICES: dict[str, Any] = {
+    "expert_kind": EXPERT_KINDS,
+    "norm": NORMS,
+    "position": POSITIONS,
+    "router": ROUTERS,
+    "scores": SCORES,
+    "router_float": ("model", "float32", "float64"),
+    "drop": ops.PRIORITIES,
+    "shared": SHARED,
+}
+
 
 @dataclass(frozen=True)
 class LanguageConfig:
@@ -28,7 +57,18 @@ class LanguageConfig:
     top_k: int = 2  # K
     expert_width: int = 128  # F; a dense layer is one expert of width K·F, the same work per token
     expert_kind: str = "swiglu"
-    renormalize: bool = True
+    renormalize: bool = True  # for K > 1; a single weight that is always 1 would teach the router nothing
+    router: str = "softmax"
+    scores: str = "dot"
+    router_float: str = "model"  # or float32, float64: the type in which scores and gate are computed
+    jitter: float = 0.0  # in training the router's input is multiplied by numbers in [1−ε, 1+ε]
+    groups: int = 1  # sigmoid: experts in so many groups, of which a token may use the best `kept_groups`
+    kept_groups: int = 1
+    routed_scale: float = 1.0  # times the gate weights
+    capacity_factor: float = 0.0  # in training an expert takes ceil(factor·K·N/E) tokens at most; 0 for no limit
+    drop: str = "choice"  # who is served first where capacity ends
+    shared_experts: int = 0  # of width F, visited by every token
+    shared: str = "plain"  # how they are added
     dense_layers: tuple[int, ...] = ()  # the layers without a router, counted from 0
     norm: str = "rms"
     position: str = "rotary"
@@ -50,7 +90,7 @@ class LanguageConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name, allowed in (("expert_kind", EXPERT_KINDS), ("norm", NORMS), ("position", POSITIONS)):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
         if self.top_k > self.experts:
@@ -72,8 +112,41 @@ class LanguageConfig:
             raise ValueError(
                 f"dense_layers is {list(self.dense_layers)}; the layers are numbered 0 to {self.layers - 1}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        for name in ("dropout", "jitter"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        self._check_router()
+
+    def _check_router(self) -> None:
+        wanted = 1 if self.router in ONE_CHOICE else 2 if self.router == "gshard" else self.top_k
+        if self.top_k != wanted:
+            raise ValueError(
+                f"router {self.router} sends each token to {wanted}, not to top_k {self.top_k}; set top_k {wanted}"
+            )
+        if self.groups < 1 or self.experts % self.groups or not 1 <= self.kept_groups <= self.groups:
+            raise ValueError(
+                f"groups is {self.groups} and kept_groups {self.kept_groups}: groups must divide the {self.experts} experts, "
+                "and kept_groups lie between 1 and groups"
+            )
+        if self.groups > 1 and (self.router != "sigmoid" or self.experts // self.groups < 2):
+            raise ValueError("groups of experts are for router sigmoid, and hold at least two experts each")
+        if self.top_k > self.experts // self.groups * self.kept_groups:
+            raise ValueError(
+                f"top_k is {self.top_k}, but {self.kept_groups} of {self.groups} groups hold only "
+                f"{self.experts // self.groups * self.kept_groups} experts; keep more groups or lower top_k"
+            )
+        for name in ("routed_scale", "capacity_factor", "shared_experts"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
+        if self.shared != "plain" and not self.shared_experts:
+            raise ValueError(
+                f"shared is {self.shared!r}, but there is no shared expert; set shared_experts to 1 or more"
+            )
+
+    @property
+    def slots(self) -> int:
+        """Slots of each expert of Soft MoE: as many in all as a context's tokens have choices."""
+        return max(1, round(self.top_k * self.context / self.experts))
 
 
 @dataclass
@@ -98,9 +171,26 @@ class Experts:
 
 
 @dataclass
+class Router:
+    weight: Array | None  # (D, E), Soft MoE (D, E·S), scores by an MLP (D, E) behind `hidden`; None for a table
+    hidden: Array | None  # (D, D), scores by an MLP only
+    scale: Array | None  # (1,), cosine scores and Soft MoE only
+    noise: Array | None  # (D, E), noisy only
+    bias: Array | None  # (E,), sigmoid only: moved by the trainer according to the load, without a gradient
+
+
+@dataclass
+class Shared:
+    experts: Experts  # one of width S·F
+    gate: Array | None  # (D, 1) gated, (D, 2) residual
+    bias: Array | None  # (2,), residual only
+
+
+@dataclass
 class Mixture:
-    router: Array | None  # (D, E); None in a dense layer, which is one expert that every token visits
+    router: Router | None  # None in a dense layer, which is one expert that every token visits
     experts: Experts
+    shared: Shared | None
 
 
 @dataclass
@@ -139,6 +229,26 @@ def initialize(config: LanguageConfig, rng: np.random.Generator, dtype: Any = np
     def norm() -> Norm:
         return Norm(np.ones(D, dtype), np.zeros(D, dtype) if config.norm == "layer" else None)
 
+    def feed_forward(E: int, width: int) -> Experts:
+        return Experts(
+            normal(E, D, width),
+            normal(E, width, D, std=residual * width**-0.5),
+            normal(E, D, width) if config.expert_kind == "swiglu" else None,
+        )
+
+    def scores() -> Router:
+        E, kind = config.experts, config.router
+        if kind in ("hash", "partition"):
+            return Router(None, None, None, None, None)
+        std = 0.0 if kind == "noisy" else None  # at first the noise alone decides
+        return Router(
+            normal(D, E * config.slots if kind == "soft" else E, std=std),
+            normal(D, D) if config.scores == "mlp" else None,
+            np.array([1.0 if kind == "soft" else 10.0], dtype) if kind == "soft" or config.scores == "cosine" else None,
+            np.zeros((D, E), dtype) if kind == "noisy" else None,
+            np.zeros(E, dtype) if kind == "sigmoid" else None,
+        )
+
     def block(layer: int) -> Block:
         attention = Attention(
             normal(D, D),
@@ -148,13 +258,17 @@ def initialize(config: LanguageConfig, rng: np.random.Generator, dtype: Any = np
         )
         dense = layer in config.dense_layers
         E, width = (1, config.top_k * F) if dense else (config.experts, F)
-        experts = Experts(
-            normal(E, D, width),
-            normal(E, width, D, std=residual * width**-0.5),
-            normal(E, D, width) if config.expert_kind == "swiglu" else None,
-        )
+        experts, router = feed_forward(E, width), None if dense else scores()
+        shared = None
+        if config.shared_experts and not dense:
+            gates = {"plain": 0, "gated": 1, "residual": 2}[config.shared]
+            shared = Shared(
+                feed_forward(1, config.shared_experts * F),
+                normal(D, gates) if gates else None,
+                np.zeros(2, dtype) if gates == 2 else None,
+            )
         mix = [np.full(D, 0.3, dtype) if config.shift else None for _ in range(2)]
-        return Block(norm(), mix[0], attention, norm(), mix[1], Mixture(None if dense else normal(D, E), experts))
+        return Block(norm(), mix[0], attention, norm(), mix[1], Mixture(router, experts, shared))
 
     return Language(
         normal(config.vocabulary, D, std=0.02 if config.tied else 0.5),

@@ -10,20 +10,45 @@ is written to, and a `backward` can be called again.
 Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads · P width per
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
-Reading order: pointwise, linear, norm, softmax, positions, shift, attention, routing, balance, sparse,
-experts, moe.
+Reading order: pointwise, linear, norm, softmax, positions, shift, attention, scores, routing, gates, capacity, balance,
+sparse, experts, moe, soft.
 """
 
 from .attention import causal_attention
-from .balance import load_balance
+from .balance import (
+    bias_update,
+    device_balance,
+    expert_shares,
+    importance,
+    load_balance,
+    sequence_balance,
+    squared_variation,
+    z_loss,
+)
+from .capacity import PRIORITIES, capacity, keep_within_capacity, renormalize_kept
 from .experts import experts, grouped_linear
+from .gates import (
+    base_gate,
+    expert_choice_gate,
+    gshard_gate,
+    hash_table,
+    noisy_top_k_gate,
+    partition_table,
+    scaled_top_k_gate,
+    sigmoid_gate,
+    sinkhorn_gate,
+    table_gate,
+    top_k_softmax,
+)
 from .linear import embedding, linear
-from .moe import Routing, moe
+from .moe import Routing, moe, routed_experts
 from .norm import layer_norm, rms_norm
 from .pointwise import dropout, gelu, gelu_exact, relu, sigmoid, silu, softplus, tanh
 from .positions import add_positions, rotary, sinusoidal
 from .routing import Assignment, combine, dispatch, group_by_expert, top_k_gate
+from .scores import cast, cosine_scores, jitter, mlp_scores
 from .shift import token_shift
+from .soft import soft_moe, soft_routing
 from .softmax import cross_entropy, log_sum_exp, softmax
 from .sparse import (
     combine_matrix,
@@ -58,24 +83,53 @@ OPERATIONS = (
     sparse_matmul,
     sparse_linear,
     grouped_sparse_linear,
+    cosine_scores,
+    mlp_scores,
+    jitter,
+    cast,
     top_k_gate,
+    top_k_softmax,
+    scaled_top_k_gate,
+    gshard_gate,
+    noisy_top_k_gate,
+    sigmoid_gate,
+    sinkhorn_gate,
+    base_gate,
+    expert_choice_gate,
+    renormalize_kept,
     dispatch,
     combine,
     load_balance,
+    device_balance,
+    sequence_balance,
+    importance,
+    squared_variation,
+    z_loss,
     grouped_linear,
     experts,
+    routed_experts,
     moe,
+    soft_routing,
+    soft_moe,
 )  # everything that has a backward
 
 __all__ = [
     "OPERATIONS",
+    "PRIORITIES",
     "Assignment",
     "Routing",
+    "bias_update",
+    "capacity",
     "combine_matrix",
     "dispatch_matrix",
+    "expert_shares",
     "group_by_expert",
+    "hash_table",
+    "keep_within_capacity",
     "one_hot",
+    "partition_table",
     "routing_matrix",
     "sinusoidal",
+    "table_gate",
     *(op.__name__ for op in OPERATIONS),
 ]

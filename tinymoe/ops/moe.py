@@ -20,6 +20,32 @@ class Routing(NamedTuple):
     counts: np.ndarray  # (E,) int, assignments per expert
 
 
+def routed_experts(x, weights, up, down, gate=None, *, assignment, activation=relu):
+    """The part of the layer behind the router: y_n = Σ_{j kept} w_nj expert_{i_nj}(x_n).
+
+    x           (N, D)
+    weights     (N, K)
+    up          (E, D, F)  or a `CSR`, see `experts`
+    down        (E, F, D)  likewise
+    gate        (E, D, F)  likewise, or None
+    assignment  tokens grouped by expert, see `group_by_expert`
+    y           (N, D)
+
+    Source: Shazeer et al. 2017, eq. 1.
+    """
+    rows, dispatch_back = dispatch(x, assignment)
+    outputs, experts_back = experts(rows, up, down, gate, counts=assignment.counts, activation=activation)
+    y, combine_back = combine(outputs, weights, assignment)
+
+    def backward(dy):
+        doutputs, dweights = combine_back(dy)
+        drows, *dexperts = experts_back(doutputs)
+        (dx,) = dispatch_back(drows)
+        return dx, dweights, *dexperts
+
+    return y, backward
+
+
 def moe(x, router, up, down, gate=None, *, k, renormalize=True, activation=relu):
     """Send each token to its k best experts and add up what they return.
 
@@ -47,14 +73,11 @@ def moe(x, router, up, down, gate=None, *, k, renormalize=True, activation=relu)
     (weights, indices), gate_back = top_k_gate(logits, k, renormalize)
     balance, balance_back = load_balance(logits, indices)
     assignment = group_by_expert(indices, router.shape[1])
-    rows, dispatch_back = dispatch(x, assignment)
-    outputs, experts_back = experts(rows, up, down, gate, counts=assignment.counts, activation=activation)
-    y, combine_back = combine(outputs, weights, assignment)
+    mlp = up, down, gate
+    y, experts_back = routed_experts(x, weights, *mlp, assignment=assignment, activation=activation)
 
     def backward(dy, dbalance):  # read upwards
-        doutputs, dweights = combine_back(dy)
-        drows, *dexperts = experts_back(doutputs)
-        (dx_experts,) = dispatch_back(drows)
+        dx_experts, dweights, *dexperts = experts_back(dy)
         (dlogits_balance,) = balance_back(dbalance)
         (dlogits_gate,) = gate_back(dweights)
         dx_router, drouter = router_back(dlogits_gate + dlogits_balance)

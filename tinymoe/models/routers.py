@@ -1,0 +1,247 @@
+"""Which experts a token visits, and what it costs to send too many to one: router, capacity and balancing losses.
+
+logits = scores(x)                     dot product, cosine, or a small network
+weights, indices = gate(logits)        one of the routers in `ops/gates.py`
+kept = within each expert's capacity   in training, if there is one
+loss = Σ of the balancing losses       functions of logits, weights and load
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import ops
+from .parameters import Array, LanguageConfig, Router
+
+LOSSES = {
+    "switch": "f·P of a batch (Switch, Megatron): 1 when even",
+    "global": "f of the whole batch, over all passes and processes, P of the part (Qwen): 1 when even",
+    "sequence": "f·P of each sequence, on normalised sigmoids (DeepSeek-V3): 1 when even",
+    "importance": "squared variation of the sums of gate weights (Shazeer 2017): 0 when even",
+    "load": "squared variation of the smooth load of router noisy (Shazeer 2017): 0 when even",
+}
+
+
+def applicable(config: LanguageConfig) -> tuple[str, ...]:
+    """The losses that mean something for a router, the usual one first: none where the load is even by construction or
+    where there is nothing to learn."""
+    if config.router not in ("softmax", "noisy", "gshard", "sigmoid"):
+        return ()
+    usual = {"noisy": "importance", "sigmoid": "sequence"}.get(config.router, "switch")
+    fitting = [
+        name for name in LOSSES if name != "load" or (config.router == "noisy" and config.top_k < config.experts)
+    ]
+    return (usual, *(name for name in fitting if name != usual))
+
+
+class Balancing(NamedTuple):
+    """Which losses are added to the cross-entropy, and how much of them."""
+
+    losses: tuple[str, ...] = ("switch",)
+    weight: float = 0.01
+    z_weight: float = 0.0  # of the mean square of log Σ exp(logits)
+
+
+SWITCH = Balancing()
+UNBALANCED = Balancing((), 0.0)
+
+
+class Situation(NamedTuple):
+    """What a layer has to know of the batch besides its rows: B sequences of T tokens, N = B·T."""
+
+    batch: int  # B
+    ids: Array  # (N,)
+    rng: np.random.Generator | None = None  # draws noise and dropout in training; None in evaluation
+    mask: Array | None = None  # (N,) bool, False for padding; None if there is none
+    balancing: Balancing = UNBALANCED
+    shares: Array | None = None  # (E,) of the tokens of the whole batch, for the global loss
+
+    @property
+    def training(self) -> bool:
+        return self.rng is not None
+
+
+class Choice(NamedTuple):
+    """What a router decides. The first three carry gradients."""
+
+    weights: Array  # (N, K)
+    logits: Array | None  # (N, E); None for a table
+    load: Array | None  # (E,) smooth load, router noisy only
+    indices: Array  # (N, K) int
+    kept: Array | None  # (N, K) bool, False for an assignment that is not carried out; None if all are
+    counts: Array  # (E,) int, assignments that were asked for, before any was dropped for lack of room
+    balance: float = 0.0  # sum of the balancing losses, for reports
+
+
+def route(x, p: Router, config: LanguageConfig, at: Situation):
+    """Choose experts for each row of x (N, D). Returns a `Choice`; backward(dweights, dlogits, dload) → (dx, Router)."""
+    if config.router in ("hash", "partition"):
+        return from_table(x, p, config, at)
+    logits, scores_back = scores(x, p, config, at)
+    spread, spread_back = (None, None) if p.noise is None else ops.linear(x, p.noise)
+    (wide, indices, kept, load), gate_back = gate(logits, spread, p, config, at)
+    weights, cast_back = ops.cast(wide, dtype=x.dtype)
+    counts, kept = within_capacity(weights, indices, kept, config, at)
+
+    def backward(dweights, dlogits, dload):
+        dgate, *dspread = gate_back(*cast_back(dweights), dload)
+        dx, drouter = scores_back(dgate + dlogits)
+        if spread_back is not None:
+            dx_spread, drouter.noise = spread_back(*dspread)
+            dx = dx + dx_spread
+        drouter.bias = None if p.bias is None else np.zeros_like(p.bias)
+        return dx, drouter
+
+    return Choice(weights, logits, load, indices, kept, counts), backward
+
+
+def scores(x, p: Any, config: LanguageConfig, at: Situation):
+    """The router's logits (N, E) of x (N, D), in the router's own float type; only the router's input is shaken."""
+    shaken, jitter_back = shake(x, config, at)
+    wide, cast_back = ops.cast(shaken, dtype=x.dtype if config.router_float == "model" else config.router_float)
+    if config.scores == "cosine":
+        logits, score_back = ops.cosine_scores(wide, p.weight, p.scale[0])
+    elif config.scores == "mlp":
+        logits, score_back = ops.mlp_scores(wide, p.hidden, p.weight)
+    else:
+        logits, score_back = ops.linear(wide, p.weight)
+
+    def backward(dlogits):
+        dwide, *dweights = score_back(dlogits)
+        (dx,) = jitter_back(*cast_back(dwide))
+        if config.scores == "mlp":
+            return dx, Router(dweights[1], dweights[0], None, None, None)
+        dscale = np.reshape(dweights[1], 1) if config.scores == "cosine" else None
+        return dx, Router(dweights[0], None, dscale, None, None)
+
+    return logits, backward
+
+
+def shake(x, config: LanguageConfig, at: Situation):
+    """Jitter in training; x (N, D)."""
+    if at.rng is None or config.jitter == 0:
+        return unchanged(x)
+    factors = at.rng.uniform(1 - config.jitter, 1 + config.jitter, x.shape)
+    return ops.jitter(x, factors=factors)
+
+
+def unchanged(x):
+    """The identity, for a step that a model leaves out."""
+
+    def backward(dy):
+        return (dy,)
+
+    return x, backward
+
+
+def gate(logits, spread, p: Router, config: LanguageConfig, at: Situation):
+    """(weights (N, K), indices, kept or None, smooth load or None); backward(dweights, dload) → (dlogits[, dspread])."""
+    k, kind, scale = config.top_k, config.router, config.routed_scale
+    kept = load = None
+    if kind == "noisy":
+        noise = None if at.rng is None else at.rng.standard_normal(logits.shape).astype(logits.real.dtype)
+        (weights, indices, load), gate_back = ops.noisy_top_k_gate(logits, spread, k, noise=noise)
+    elif kind == "gshard":
+        uniforms = None if at.rng is None else at.rng.random(len(logits))
+        (weights, indices, kept), gate_back = ops.gshard_gate(logits, uniforms=uniforms)
+    elif kind == "expert-choice":
+        capacity = ops.capacity(len(logits), config.experts, k, config.capacity_factor or 1.0)
+        (weights, indices, kept), gate_back = ops.expert_choice_gate(logits, capacity)
+    elif kind == "sigmoid":
+        groups = {"groups": config.groups, "kept_groups": config.kept_groups}
+        options = {"bias": p.bias, "scale": scale, "normalize": config.renormalize and k > 1, **groups}
+        (weights, indices), gate_back = ops.sigmoid_gate(logits, k, **options)
+    elif kind == "sinkhorn":
+        (weights, indices), gate_back = ops.sinkhorn_gate(logits, k, balanced=at.training)
+    elif kind == "base":
+        (weights, indices), gate_back = ops.base_gate(logits, balanced=at.training)
+    else:
+        k = config.experts if kind == "dense" else k
+        options = {"renormalize": config.renormalize and k > 1, "scale": scale}
+        (weights, indices), gate_back = ops.scaled_top_k_gate(logits, k, **options)
+
+    def backward(dweights, dload):
+        return gate_back(dweights, dload) if kind == "noisy" else gate_back(dweights)
+
+    return (weights, indices, kept, load), backward
+
+
+def from_table(x, p: Router, config: LanguageConfig, at: Situation):
+    """Experts by token id, with weight 1 and without anything to learn."""
+    (weights, indices), kept = ops.table_gate(at.ids, table(config), x.dtype), None
+    counts, kept = within_capacity(weights, indices, kept, config, at)
+
+    def backward(dweights, dlogits, dload):
+        return np.zeros_like(x), p
+
+    return Choice(weights, None, None, indices, kept, counts), backward
+
+
+@lru_cache(maxsize=4)
+def table(config: LanguageConfig):
+    """The expert of each token id (V,): drawn once and for all, or consecutive ids together."""
+    if config.router == "partition":
+        return ops.partition_table(config.vocabulary, config.experts)
+    return ops.hash_table(config.vocabulary, config.experts, np.random.default_rng(42))
+
+
+def within_capacity(weights, indices, kept, config: LanguageConfig, at: Situation):
+    """(counts, kept): what was asked of each expert, and which assignments are carried out.
+
+    Padding asks for nothing. Capacity holds in training only.
+    """
+    if at.mask is not None:
+        real = np.broadcast_to(at.mask[:, None], indices.shape)
+        kept = real if kept is None else kept & real
+    asked = indices if kept is None else indices[kept]
+    counts = np.bincount(asked.reshape(-1), minlength=config.experts)
+    if config.capacity_factor and at.rng is not None and config.router != "expert-choice":
+        tokens = len(indices) if at.mask is None else int(at.mask.sum())
+        room = ops.capacity(tokens, config.experts, indices.shape[1], config.capacity_factor)
+        options = {"priority": config.drop, "weights": weights.real, "rng": at.rng, "kept": kept}
+        kept = ops.keep_within_capacity(indices, config.experts, room, **options)
+    return counts, kept
+
+
+def balance(choice: Choice, config: LanguageConfig, at: Situation):
+    """weight · Σ losses + z_weight · z, and Σ losses for reports; backward(dloss) → (dweights, dlogits, dload)."""
+    terms: list[tuple[str, float, Any, Callable[..., Any]]] = []  # what it depends on, weight, value, backward
+    losses, weight, z_weight = UNBALANCED if choice.logits is None else at.balancing  # a table has nothing to balance
+    for name in losses:
+        if name in ("switch", "global"):
+            shares = at.shares if name == "global" else None
+            terms.append(
+                ("logits", weight, *ops.load_balance(choice.logits, choice.indices, mask=at.mask, shares=shares))
+            )
+        elif name == "sequence":
+            terms.append(("logits", weight, *ops.sequence_balance(choice.logits, config.top_k, at.batch, mask=at.mask)))
+        elif name == "importance":
+            terms.append(("weights", weight, *importance_loss(choice, config, at)))
+        else:
+            terms.append(("load", weight, *ops.squared_variation(choice.load)))
+    if z_weight:
+        terms.append(("logits", z_weight, *ops.z_loss(choice.logits, mask=at.mask)))
+    loss = sum(w * value for _, w, value, _ in terms)
+    report = sum(value.real for _, _, value, _ in terms[: len(losses)])
+
+    def backward(dloss):
+        gradients: dict[str, Any] = {"weights": 0, "logits": 0, "load": 0}
+        for of, w, _, term_back in terms:
+            (gradient,) = term_back(dloss * w)
+            gradients[of] = gradients[of] + gradient
+        return tuple(gradients.values())
+
+    return (loss, report), backward
+
+
+def importance_loss(choice: Choice, config: LanguageConfig, at: Situation):
+    """CV² of the sums of gate weights, over all that were chosen."""
+    sums, sums_back = ops.importance(choice.weights, choice.indices, config.experts, mask=at.mask)
+    loss, loss_back = ops.squared_variation(sums)
+
+    def backward(dloss):
+        return sums_back(*loss_back(dloss))
+
+    return loss, backward

@@ -1,0 +1,442 @@
+"""Gates beside `top_k_gate`: who is chosen, and with which weight.
+
+    top_k_softmax, scaled_top_k_gate    the same choice, other weights        Mixtral, GPT-OSS; DeepSeek-V2
+    gshard_gate                         the second choice by chance           GShard, Mesh TensorFlow
+    noisy_top_k_gate                    noise with a learned spread           Shazeer 2017
+    sigmoid_gate                        a score per expert, a choice by bias  DeepSeek-V3
+    sinkhorn_gate, base_gate            all tokens are shared out at once     Megatron; BASE layers
+    expert_choice_gate                  experts choose tokens                 Zhou 2022
+    table_gate                          a table says, nothing is learned      Hash Layers
+
+A gate returns weights (N, K) and indices (N, K), and its backward takes dweights. The choice itself has no gradient: it
+is constant almost everywhere. Ties go to the lowest index.
+"""
+
+import math
+
+import numpy as np
+
+from .pointwise import sigmoid, softplus
+from .softmax import softmax
+
+_erfc = np.frompyfunc(math.erfc, 1, 1)  # NumPy has none; erfc keeps its digits where erf rounds to −1
+
+
+def choose(scores, k):
+    """The indices (N, K) of the k largest of each row of scores (N, E), best first; ties go to the lowest index.
+
+    Raises ValueError unless 1 ≤ k ≤ E.
+    """
+    n_experts = scores.shape[1]
+    if not 1 <= k <= n_experts:
+        raise ValueError(f"top-k is {k}; it must lie between 1 and the number of experts, {n_experts}")
+    return np.argsort(-scores.real, axis=1, kind="stable")[:, :k]
+
+
+def pick(scores, indices):
+    """The scores of those that were chosen.
+
+        chosen_nj = scores[n, indices_nj]        dscores[n, indices_nj] = dchosen_nj, 0 elsewhere
+
+    scores   (N, E)
+    indices  (N, K)  int, no expert twice in a row
+    chosen   (N, K)
+    """
+    chosen = np.take_along_axis(scores, indices, 1)
+
+    def backward(dchosen):
+        dscores = np.zeros(scores.shape, dchosen.dtype)
+        np.put_along_axis(dscores, indices, dchosen, 1)
+        return (dscores,)
+
+    return chosen, backward
+
+
+def top_k_softmax(logits, k):
+    """Choose first, then softmax over the chosen logits only: exactly `top_k_gate` renormalised, written the other way.
+
+        S = the k largest        w_i = exp(z_i) / Σ_{j∈S} exp(z_j)
+        dz_i = w_i (dw_i − Σ_{j∈S} dw_j w_j) for i∈S, exactly 0 else
+
+    The softmax over all experts divides by a number that cancels. With k = 1 the weight is 1 and nothing is learned.
+
+    logits   (N, E)
+    weights  (N, K)
+    indices  (N, K)  int, best first
+
+    Raises ValueError unless 1 ≤ k ≤ E.
+    Source: Shazeer et al. 2017, eq. 3 and 5; Jiang et al. 2024 (Mixtral), §2.1.
+    """
+    indices = choose(logits, k)
+    chosen, pick_back = pick(logits, indices)
+    weights, softmax_back = softmax(chosen)
+
+    def backward(dweights):
+        return pick_back(*softmax_back(dweights))
+
+    return (weights, indices), backward
+
+
+def scaled_top_k_gate(logits, k, *, eps=0.0, scale=1.0, renormalize=True):
+    """`top_k_gate` with the constants that public code adds: eps in the denominator, a factor on the weights.
+
+        p = softmax(z)        S = the k largest        w_i = scale p_i / Σ_j a_j p_j
+        renormalize:  a_j = 1[j∈S] + eps, so the denominator is Σ_S p + eps        otherwise:  a_j = 1, and it is 1
+        dz_j = 1[j∈S] w_j dw_j − (a_j p_j / Σ_l a_l p_l) Σ_{i∈S} dw_i w_i
+
+    With eps = 0 an expert that is not chosen has a = 0 and gets exactly 0; with eps > 0 it gets a little.
+
+    logits   (N, E)
+    weights  (N, K)
+    indices  (N, K)  int, best first
+
+    Raises ValueError unless 1 ≤ k ≤ E.
+    Source: as `top_k_gate`; DeepSeek-AI 2024 (DeepSeek-V2) for the factor, Lepikhin et al. 2020 (GShard) in Mesh
+    TensorFlow for eps = 1e-9.
+    """
+    indices = choose(logits, k)
+    e = np.exp(logits - logits.real.max(1, keepdims=True))  # p up to a factor, which cancels
+    chosen, pick_back = pick(e, indices)
+    a = np.full(e.shape, eps if renormalize else 1, e.real.dtype)
+    if renormalize:
+        np.put_along_axis(a, indices, 1 + eps, 1)
+    parts = a * e
+    total = parts.sum(1, keepdims=True)  # (N, 1)
+    weights = scale * chosen / total
+
+    def backward(dweights):
+        terms = dweights * weights
+        (direct,) = pick_back(terms)
+        return (direct - parts / total * terms.sum(1, keepdims=True),)
+
+    return (weights, indices), backward
+
+
+def gshard_gate(logits, *, uniforms=None, threshold=0.2):
+    """The best expert always, the second one with a probability that grows with its weight.
+
+        w_1, w_2 = the two largest probabilities / (their sum + 1e-9)
+        the second is kept when u < w_2 / max(threshold, 1e-9),  u uniform in [0, 1)
+        backward: `scaled_top_k_gate` with k = 2, eps = 1e-9; `kept` is a constant
+
+    The weights are divided before anything is dropped, so a token that loses its second expert keeps w_1 < 1. The GShard
+    paper keeps the second with probability 2 w_2, which is threshold = 0.5; fastmoe likewise when 2 w_2 ≥ u.
+
+    logits    (N, E)
+    uniforms  (N,)    or None: keep both, as in evaluation
+    weights   (N, 2)
+    indices   (N, 2)  int, best first
+    kept      (N, 2)  bool
+
+    Raises ValueError for fewer than two experts.
+    Source: Lepikhin et al. 2020 (GShard), §2.2, algorithm 1; threshold and eps as in Mesh TensorFlow.
+    """
+    (weights, indices), backward = scaled_top_k_gate(logits, 2, eps=1e-9)
+    kept = np.ones(weights.shape, bool)
+    if uniforms is not None:
+        kept[:, 1] = uniforms < weights[:, 1].real / max(threshold, 1e-9)
+    return (weights, indices, kept), backward
+
+
+def noisy_top_k_gate(clean, spread, k, *, noise=None):
+    """Add noise whose size is learned, then choose; and say smoothly how many tokens each expert can expect.
+
+        σ = softplus(spread) + 0.01        h = clean + noise ⊙ σ        weights, indices = top_k_softmax(h)
+        dclean = dh + (load's),   dσ = dh ⊙ noise + (load's),   dspread = dσ ⊙ sigmoid(spread)
+
+    Without noise (evaluation) h = clean. Then, and for k = E, the load is the number of tokens that chose the expert,
+    without gradient; otherwise it is `smooth_load`, whose gradient teaches an expert that is not chosen, too.
+
+    clean    (N, E)  x W_gate
+    spread   (N, E)  x W_noise
+    noise    (N, E)  constants, drawn by the caller from the standard normal distribution, or None
+    weights  (N, K)
+    indices  (N, K)  int, best first
+    load     (E,)
+
+    Raises ValueError unless 1 ≤ k ≤ E.
+    Source: Shazeer et al. 2017, eq. 3–5 and appendix A, eq. 8–10; 0.01 is from its code in Tensor2Tensor.
+    """
+    shake = 0 if noise is None else noise.astype(clean.real.dtype, copy=False)
+    positive, softplus_back = softplus(spread)
+    sigma = positive + 0.01
+    noisy = clean + shake * sigma
+    (weights, indices), gate_back = top_k_softmax(noisy, k)
+    load_of = counted_load if noise is None or k == clean.shape[1] else smooth_load
+    load, load_back = load_of(clean, noisy, sigma, k)
+
+    def backward(dweights, dload):  # read upwards
+        dclean, dnoisy, dsigma = load_back(dload)
+        dh = dnoisy + gate_back(dweights)[0]
+        (dspread,) = softplus_back(dsigma + dh * shake)
+        return dclean + dh, dspread
+
+    return (weights, indices, load), backward
+
+
+def smooth_load(clean, noisy, sigma, k):
+    """How many tokens each expert would get if its own noise were drawn once more, all other noise staying.
+
+        load_i = Σ_n Φ(u_ni),   u_ni = (clean_ni − τ_ni) / σ_ni,   Φ the normal distribution, φ its density
+        τ_ni = the value that expert i must beat: among the noisy ones the (k+1)-th largest if i is chosen, else the k-th
+        q_ni = dload_i φ(u_ni) / σ_ni        dclean = q,   dσ = −q ⊙ u
+        dnoisy: −q_ni goes to the expert whose noisy value τ_ni is; leaving this out is a common, large error
+
+    clean  (N, E)
+    noisy  (N, E)  clean + noise ⊙ σ
+    sigma  (N, E)  positive
+    load   (E,)
+
+    Raises ValueError unless 1 ≤ k < E.
+    Source: Shazeer et al. 2017, appendix A, eq. 8–10.
+    """
+    if not 1 <= k < clean.shape[1]:
+        raise ValueError(f"top-k is {k}; a smooth load needs at least 1 and fewer than the experts, {clean.shape[1]}")
+    order = choose(noisy, k + 1)
+    rival = np.repeat(order[:, k - 1 : k], clean.shape[1], 1)  # (N, E) the expert whose value is τ
+    np.put_along_axis(rival, order[:, :k], order[:, k:], 1)
+    u = (clean - np.take_along_axis(noisy, rival, 1)) / sigma
+    load = np.asarray(_erfc(-u / math.sqrt(2)), float).sum(0).astype(clean.dtype) / 2
+
+    def backward(dload):
+        q = dload * np.exp(-u * u / 2) / (math.sqrt(2 * math.pi) * sigma)
+        q_chosen = np.take_along_axis(q, order[:, :k], 1).sum(1)  # (N,)
+        dnoisy = np.zeros_like(q)
+        np.put_along_axis(dnoisy, order[:, k:], -q_chosen[:, None], 1)
+        np.put_along_axis(dnoisy, order[:, k - 1 : k], (q_chosen - q.sum(1))[:, None], 1)
+        return q, dnoisy, -q * u
+
+    return load, backward
+
+
+def counted_load(clean, noisy, sigma, k):
+    """The load as a plain count, for `noisy_top_k_gate` where nothing is left to chance; it has no gradient.
+
+        load_i = number of tokens whose k largest noisy values include i        dclean = dnoisy = dσ = 0
+
+    clean  (N, E)
+    noisy  (N, E)
+    sigma  (N, E)
+    load   (E,)
+    """
+    load = np.bincount(choose(noisy, k).reshape(-1), minlength=clean.shape[1]).astype(clean.real.dtype)
+
+    def backward(dload):
+        return tuple(np.zeros(a.shape, a.real.dtype) for a in (clean, noisy, sigma))
+
+    return load, backward
+
+
+def sigmoid_gate(logits, k, *, bias=None, groups=1, kept_groups=None, scale=1.0, normalize=True, eps=1e-20):
+    """Experts that don't compete by softmax: each has a score of its own, and a bias steers the choice alone.
+
+        s = sigmoid(z)        S = the k largest s + bias, if `kept_groups` is given from a token's best groups only
+        normalize:  w_i = scale s_i / D,  D = Σ_{j∈S} s_j + eps        ds_i = scale (dw_i − Σ_{j∈S} dw_j s_j / D) / D
+        otherwise:  w_i = scale s_i                                    ds_i = scale dw_i
+        dz_i = ds_i s_i (1 − s_i) for i∈S, exactly 0 else
+
+    The bias has no gradient: after each step it is raised for experts with few tokens and lowered for those with many.
+    For the groups see `limit_groups`.
+
+    logits   (N, E)
+    bias     (E,)    or None
+    weights  (N, K)  the weights know nothing of the bias
+    indices  (N, K)  int, best first by s + bias
+
+    Raises ValueError for impossible k or groups.
+    Source: DeepSeek-AI 2024 (DeepSeek-V3), §2.1.2, eq. 12–16.
+    """
+    s, sigmoid_back = sigmoid(logits)
+    preference = s.real if bias is None else s.real + bias
+    allowed = preference if kept_groups is None else limit_groups(preference, k, groups, kept_groups)
+    indices = choose(allowed, k)
+    chosen, pick_back = pick(s, indices)
+    total = chosen.sum(1, keepdims=True) + eps if normalize else 1
+    parts = chosen / total
+    weights = scale * parts
+
+    def backward(dweights):
+        inner = (dweights * parts).sum(1, keepdims=True) if normalize else 0
+        return sigmoid_back(*pick_back(scale * (dweights - inner) / total))
+
+    return (weights, indices), backward
+
+
+def limit_groups(scores, k, groups, kept_groups):
+    """Scores (N, E) with −inf for the experts outside each token's best groups, so that it visits few machines.
+
+    Experts form `groups` equal runs; a group's score is the sum of its two largest; the best `kept_groups` stay. The mask
+    is −inf, not 0: with a bias scores can be negative, and a masked expert would win over a kept one.
+
+    Raises ValueError when the groups are unequal, or the kept ones have fewer than k experts.
+    Source: DeepSeek-AI 2024 (DeepSeek-V3), §2.1.2; groups, mask and their scores as in its code.
+    """
+    n, n_experts = scores.shape
+    if groups < 1 or n_experts % groups or not 1 <= kept_groups <= groups or kept_groups * (n_experts // groups) < k:
+        raise ValueError(
+            f"top-{k} of {n_experts} experts in {kept_groups} of {groups} groups; allowed are groups of equal size, at least "
+            "one of them kept, and at least k experts in those"
+        )
+    of_group = np.sort(scores.reshape(n, groups, n_experts // groups), 2)[:, :, -2:].sum(2)  # (N, groups)
+    stays = np.zeros(of_group.shape, bool)
+    np.put_along_axis(stays, choose(of_group, kept_groups), True, 1)
+    return np.where(np.repeat(stays, n_experts // groups, 1), scores, -np.inf)
+
+
+def sinkhorn_gate(logits, k, *, balanced=True, tolerance=1e-4, iterations=100):
+    """Choose from a plan that gives every expert the same, but weigh by the router's own score.
+
+        S = the k largest of sinkhorn(z)_n (training), of z_n (balanced = False: evaluation)
+        k = 1:  w = sigmoid(z_i),  dz_i = dw w (1 − w), 0 else
+        k > 1:  w_i = p_i,  p = softmax(z), not renormalised,  dz_j = p_j (dw_j 1[j∈S] − Σ_{i∈S} dw_i p_i) for all j
+
+    The plan only chooses: no gradient goes through the iteration. Its choices are nearly, not exactly, balanced, so no
+    balancing loss is added. A token's plan depends on all tokens of the batch, later ones too: it is not causal.
+
+    logits   (N, E)
+    weights  (N, K)
+    indices  (N, K)  int, best first by the plan
+
+    Raises ValueError unless 1 ≤ k ≤ E.
+    Source: Clark et al. 2022 (S-BASE); weights and constants as in Megatron-LM.
+    """
+    plan = sinkhorn(logits.real, tolerance=tolerance, iterations=iterations) if balanced else logits
+    indices = choose(plan, k)
+    scores, scores_back = (sigmoid if k == 1 else softmax)(logits)
+    weights, pick_back = pick(scores, indices)
+
+    def backward(dweights):
+        return scores_back(*pick_back(dweights))
+
+    return (weights, indices), backward
+
+
+def sinkhorn(logits, *, tolerance=1e-4, iterations=100):
+    """The matrix closest to exp(logits), in relative entropy, in which all tokens send and all experts receive the same.
+
+        plan_ne = a_n exp(z_ne) b_e,   a_n = 1/N / (Σ_e b_e exp(z_ne) + 1e-8),   b_e = 1/E / (Σ_n a_n exp(z_ne) + 1e-8)
+
+    in turn, from b = 1, until b changes by `tolerance` or less on average, or `iterations` are over. Subtracting a row's
+    maximum first divides exp(z_n) by a number that a_n multiplies again: the plan stays, and nothing overflows. Where
+    every token puts an expert some 18 = ln 1e8 below another, 1e-8 is no longer small, and that expert stays idle.
+
+    logits  (N, E)
+    plan    (N, E)  rows add up to 1/N and columns to 1/E, once converged
+
+    Source: Cuturi 2013, algorithm 1; 1e-8 and the stopping rule as in Megatron-LM.
+    """
+    n, n_experts = logits.shape
+    cost = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    a, b = np.ones(n), np.ones(n_experts)
+    for _ in range(iterations):
+        a = 1 / (max(n, 1) * (cost @ b + 1e-8))
+        before, b = b, 1 / (n_experts * (a @ cost + 1e-8))
+        if np.abs(b - before).mean() <= tolerance:
+            break
+    return a[:, None] * cost * b
+
+
+def base_gate(scores, *, balanced=True):
+    """One expert for each token and equally many tokens for each expert, such that the sum of all scores is largest.
+
+        indices = balanced_assignment(scores) (training), argmax (balanced = False: evaluation)
+        w = sigmoid(score of the choice)        dscore = dw w (1 − w), 0 for the others
+
+    In the paper each expert is a residual network, y = x + w ff(x): with w = 0 the token passes unchanged. The router
+    learns through w alone. The assignment depends on all tokens of the batch, later ones too: it is not causal.
+
+    scores   (N, E)  x W
+    weights  (N, 1)
+    indices  (N, 1)  int
+
+    Raises ValueError where SciPy is not installed, which solves the assignment.
+    Source: Lewis et al. 2021 (BASE layers), §3.
+    """
+    indices = balanced_assignment(scores.real)[:, None] if balanced else choose(scores, 1)
+    chosen, pick_back = pick(scores, indices)
+    weights, sigmoid_back = sigmoid(chosen)
+
+    def backward(dweights):
+        return pick_back(*sigmoid_back(dweights))
+
+    return (weights, indices), backward
+
+
+def balanced_assignment(scores):
+    """The expert (N,) of each token, so that every expert gets ⌊N/E⌋ or ⌈N/E⌉ and the sum of scores (N, E) is largest.
+
+    Each expert has ⌈N/E⌉ places. Where N is not a multiple of E that is too many, and dummies take the rest; they are
+    only allowed on an expert's last place, so that no expert gets two. The time grows as N³.
+
+    Raises ValueError where SciPy is not installed.
+    """
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError:
+        raise ValueError("SciPy solves the balanced assignment and is not installed: pip install scipy") from None
+    n, n_experts = scores.shape
+    rounds = -(-n // n_experts)  # ⌈N/E⌉
+    value = np.zeros((rounds * n_experts, rounds * n_experts))  # place j is at expert j mod E
+    value[:n] = np.tile(scores, rounds)
+    value[n:, :-n_experts] = -np.inf
+    return linear_sum_assignment(value, maximize=True)[1][:n] % n_experts
+
+
+def expert_choice_gate(logits, capacity):
+    """Experts choose tokens: each takes the `capacity` best of the batch, so all have the same to do.
+
+        p = softmax(z) over experts        kept_ne = n is among the best of column p_·e        w = p ⊙ kept
+        dz_j = p_j (dw_j kept_j − Σ_i dw_i kept_i p_i) for all j
+
+    A token may have many experts or none. Who is taken depends on later tokens too: it is not causal, and a language
+    model that trains with it sees its future.
+
+    logits    (N, E)
+    capacity  int    tokens per expert; N if that is less
+    weights   (N, E)  0 where not kept
+    indices   (N, E)  int, 0 … E−1 in every row
+    kept      (N, E)  bool
+
+    Raises ValueError for a negative capacity.
+    Source: Zhou et al. 2022 (Expert Choice), §3.2.
+    """
+    if capacity < 0:
+        raise ValueError(f"the capacity is {capacity}; it must be 0 or more")
+    p, softmax_back = softmax(logits)
+    best = np.argsort(-p.real, axis=0, kind="stable")[:capacity]
+    kept = np.zeros(p.shape, bool)
+    np.put_along_axis(kept, best, True, 0)
+    weights = p * kept
+    indices = np.tile(np.arange(p.shape[1]), (len(p), 1))
+
+    def backward(dweights):
+        return softmax_back(dweights * kept)
+
+    return (weights, indices, kept), backward
+
+
+def table_gate(ids, table, dtype=np.float32):
+    """The expert that a table names for each token id, with weight 1: (weights (N, 1), indices (N, 1)). No gradient.
+
+    ids    (N,)  int in [0, V)
+    table  (V,)  int, see `hash_table` and `partition_table`
+
+    Raises IndexError for an id outside the table (NumPy would count negative ids from the end).
+    Source: Roller et al. 2021 (Hash Layers).
+    """
+    if ids.size and not 0 <= ids.min() <= ids.max() < len(table):
+        raise IndexError(f"ids span {ids.min()} to {ids.max()}; the table has rows 0 to {len(table) - 1}")
+    return np.ones((len(ids), 1), dtype), table[ids][:, None]
+
+
+def hash_table(vocabulary, n_experts, rng):
+    """A random expert for each id (V,), drawn once and kept for good."""
+    return rng.integers(n_experts, size=vocabulary)
+
+
+def partition_table(vocabulary, n_experts):
+    """Equal runs of consecutive ids, one for each expert (V,): 《稀疏专家模型》 §4.3, each handles a part of the input.
+
+    The lengths of two runs differ by one at most.
+    """
+    return np.arange(vocabulary) * n_experts // vocabulary
