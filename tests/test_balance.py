@@ -163,6 +163,14 @@ def test_sequences_that_are_one_sided_do_not_hide_behind_each_other():
     assert sequence_balance(padded, 1, 2, mask=np.arange(8) < 4)[0] == pytest.approx(lone, rel=1e-14)
 
 
+def test_sigmoids_too_small_to_add_up_still_have_shares():
+    logits = np.array([[-1000.0, -1000, -1001, -1002]])
+    loss, backward = sequence_balance(logits, 1, 1)
+    e = 1 + 1 + math.exp(-1) + math.exp(-2)
+    assert loss == pytest.approx(4 / e, rel=1e-13)
+    np.testing.assert_allclose(backward(1.0)[0][0, 0], 4 / e * (1 - 1 / e), rtol=1e-13)
+
+
 def test_sequences_must_fit():
     with pytest.raises(ValueError, match="12 rows can't be 5 sequences"):
         sequence_balance(batch()[0], 2, 5)
@@ -284,6 +292,9 @@ def test_priorities_by_hand():
     ):
         kept = keep_within_capacity(indices, 2, 2, priority=priority, weights=weights)
         assert kept.tolist() == (np.array(expected) > 0).tolist(), priority
+    best_gone = np.array([[True, True], [True, True], [False, True]])  # so the last comes by its second weight, last
+    kept = keep_within_capacity(indices, 2, 1, priority="batch", weights=weights, kept=best_gone)
+    assert kept.tolist() == [[False, False], [True, True], [False, False]]
     turned = np.array([[0, 1], [1, 0]])  # one place each: token by token the first gets all, by choice each its best
     assert keep_within_capacity(turned, 2, 1, priority="token").tolist() == [[True, True], [False, False]]
     assert keep_within_capacity(turned, 2, 1).tolist() == [[True, False], [True, False]]

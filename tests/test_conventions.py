@@ -239,5 +239,5 @@ def test_capacities_at_their_edges():
     )
     assert CAPACITY["mesh"](64, 4, 2, 9.0) == 64
     assert CAPACITY["nanomoe"](64, 8, 1, 1.0) == 8
-    assert CAPACITY["flaxformer"](64, 8, 2, 1.19) == 10
+    assert CAPACITY["flaxformer"](64, 8, 2, 1.14) == 9
     assert set(CAPACITY) >= {"tinymoe", "switch", "hf-switch"}

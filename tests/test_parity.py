@@ -20,6 +20,7 @@ from tinymoe.tree import named, tree_map
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
 import torch_balance  # noqa: E402 (they import torch)
 import torch_gates  # noqa: E402
+import torch_recurrent  # noqa: E402
 
 F = torch.nn.functional
 torch.set_num_threads(1)  # the arrays are tiny: more threads only wait for each other
@@ -131,7 +132,7 @@ REFERENCES |= {getattr(ops, function.__name__): function for function in SAME_NA
 
 
 REFERENCES[ops.routed_experts] = routed_experts
-REFERENCES |= torch_gates.REFERENCES | torch_balance.REFERENCES
+REFERENCES |= torch_gates.REFERENCES | torch_balance.REFERENCES | torch_recurrent.REFERENCES
 
 
 def flat(outputs):

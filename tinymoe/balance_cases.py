@@ -64,7 +64,7 @@ def _sequences(normal: Any, case: Callable[..., Any]) -> Iterator[Any]:
         ("two of none", 0, 4, 2, 2),
     ):
         for masked, mask in (*_masks(n), ("the first is padding", np.arange(n) >= n // batch)):
-            logits = normal((n, n_experts)) + [4.0, *[0.0] * (n_experts - 1)]  # expert 0 is always chosen
+            logits = normal((n, n_experts)) + 4 * np.eye(n_experts)[0]  # expert 0 is always chosen
             yield case(f"{name}, {masked}", sequence_balance, (logits, k, batch), {"mask": mask})
 
 

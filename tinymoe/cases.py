@@ -13,6 +13,7 @@ from . import ops
 from .balance_cases import balance_cases
 from .gate_cases import gate_cases
 from .ops import group_by_expert
+from .recurrent_cases import recurrent_cases
 from .sparse import CSR
 
 
@@ -36,6 +37,7 @@ def cases(seed: int = 0) -> Iterator[Case]:
     yield from _attention(normal)
     yield from _routing(normal, rng)
     yield from _sparse(normal, rng)
+    yield from recurrent_cases(normal, rng, Case)
     yield from gate_cases(normal, rng, Case)
     yield from balance_cases(normal, rng, Case)
 

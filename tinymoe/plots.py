@@ -16,26 +16,26 @@ def draw(folder: Path, floor: float | None = None) -> None:
     train = [r for r in records if r["split"] == "train"]
     if not train:
         return
-    _save(folder / "loss.png", _loss(train, [r for r in records if r["split"] == "val"], floor))
+    save(folder / "loss.png", _loss(train, [r for r in records if r["split"] == "val"], floor))
     if any(layer is not None for layer in train[-1]["load"]):
-        _save(folder / "experts.png", _experts(train))
+        save(folder / "experts.png", _experts(train))
 
 
-def _figure(rows: int, height: float) -> Any:
+def new_figure(rows: int, height: float) -> Any:
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     figure = Figure(figsize=(7, height), layout="constrained")
     return figure, figure.subplots(rows, squeeze=False, sharex=True)[:, 0]
 
 
-def _save(path: Path, figure: Any) -> None:
+def save(path: Path, figure: Any) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_atomically(path, buffer.getvalue())
 
 
 def _loss(train: list[dict[str, Any]], val: list[dict[str, Any]], floor: float | None) -> Any:
-    figure, (axes,) = _figure(1, 4.2)
+    figure, (axes,) = new_figure(1, 4.2)
     steps, losses = np.array([(r["step"], r["loss"]) for r in train]).T
     window = max(len(losses) // 50, 1)
     smooth = np.convolve(losses, np.ones(window) / window, "valid")
@@ -59,7 +59,7 @@ def _loss(train: list[dict[str, Any]], val: list[dict[str, Any]], floor: float |
 
 def _experts(train: list[dict[str, Any]]) -> Any:
     layers = [i for i, layer in enumerate(train[-1]["load"]) if layer is not None]
-    figure, panels = _figure(len(layers), 0.8 + 1.3 * len(layers))
+    figure, panels = new_figure(len(layers), 0.8 + 1.3 * len(layers))
     groups = np.array_split(np.arange(len(train)), min(len(train), 200))
     for axes, layer in zip(panels, layers, strict=True):
         load = np.array([np.mean([train[i]["load"][layer] for i in group], 0) for group in groups]).T  # (E, time)

@@ -10,8 +10,8 @@ is written to, and a `backward` can be called again.
 Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads · P width per
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
-Reading order: pointwise, linear, norm, softmax, positions, shift, attention, scores, routing, gates, capacity, balance,
-sparse, experts, moe, soft.
+Reading order: pointwise, linear, norm, softmax, positions, shift, attention, recurrent, scores, routing, gates, capacity,
+balance, sparse, experts, moe, soft.
 """
 
 from .attention import causal_attention
@@ -45,6 +45,7 @@ from .moe import Routing, moe, routed_experts
 from .norm import layer_norm, rms_norm
 from .pointwise import dropout, gelu, gelu_exact, relu, sigmoid, silu, softplus, tanh
 from .positions import add_positions, rotary, sinusoidal
+from .recurrent import gru, lstm, rnn
 from .routing import Assignment, combine, dispatch, group_by_expert, top_k_gate
 from .scores import cast, cosine_scores, jitter, mlp_scores
 from .shift import token_shift
@@ -80,6 +81,9 @@ OPERATIONS = (
     rotary,
     token_shift,
     causal_attention,
+    rnn,
+    gru,
+    lstm,
     sparse_matmul,
     sparse_linear,
     grouped_sparse_linear,
