@@ -4,118 +4,29 @@
     model.train(data, labels, epochs=100, learning_rate=0.01)
     predictions = model.predict(data)
 
-A linear gate sends each row to k small networks. In training each of them answers alone and the mixture's likelihood
-makes the ones that answer well responsible for the row (`ops/likelihood.py`). At prediction nobody knows the label, so
-the gate decides: the answers are weighed by it. For class labels both are the same mixture: the loss is −ln of
-`predict_proba` at the label.
+A linear gate sends each row to k of several small networks (`mixture.py`). In training each of them answers alone, and
+those that answer well are made responsible for the row. At prediction nobody knows the label, so the gate decides: the
+answers are weighed by it. For classes both are the same mixture: the loss is −ln of `predict_proba` at the label.
 
-Source: Jacobs, Jordan, Nowlan & Hinton 1991 (the likelihood); Shazeer et al. 2017 (only k experts run); the untitled
-document on sparse experts as a new view of the LLM, §3–5 (sub-models that run only when needed, and the three calls).
+The calls are those of the untitled document on sparse experts as a new view of the LLM, §5.
 """
 
 import math
+import numbers
 import sys
 import warnings
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
 from .. import ops
-from ..ops.gates import pick
-from ..ops.likelihood import cross_entropies, half_squared_errors, mixture_likelihood
 from ..optim import adamw, learning_rate, new_slots
 from ..tree import named
+from .mixture import Choice, initialize, mixture_loss, network
 
 Array = np.ndarray
-
-
-@dataclass
-class Network:
-    """The parameters. The last row of each matrix is the bias: the weight of an input that is always 1."""
-
-    gate: Array  # (D+1, E)
-    up: Array  # (E, D+1, F)
-    down: Array  # (E, F+1, C)  C outputs: targets or classes
-
-
-class Choice(NamedTuple):
-    """What the gate decided, without gradient."""
-
-    indices: Array  # (N, K) int
-    weights: Array  # (N, K)
-    assignment: ops.Assignment
-
-
-def initialize(rng: np.random.Generator, inputs: int, hidden: int, outputs: int, experts: int) -> Network:
-    """Weights at the scale that keeps a row's size (He et al. 2015 behind the ReLU), biases 0."""
-
-    def normal(scale: float, *shape: int) -> Array:
-        weight = rng.standard_normal(shape) * math.sqrt(scale / (shape[-2] - 1))
-        weight[..., -1, :] = 0
-        return weight
-
-    return Network(
-        normal(1, inputs + 1, experts),
-        normal(2, experts, inputs + 1, hidden),
-        normal(1, experts, hidden + 1, outputs),
-    )
-
-
-def network(x, p: Network, k: int):
-    """Each row through the k experts that its gate prefers, every answer by itself.
-
-    x        (N, D)  data: it gets no gradient
-    outputs  (M, C)  the experts' answers, grouped by expert
-    logits   (N, E)  of the gate
-    """
-    inputs = with_ones(x)
-    logits, gate_back = ops.linear(inputs, p.gate)
-    (weights, indices), _ = ops.top_k_gate(logits, k)
-    assignment = ops.group_by_expert(indices, p.gate.shape[1])
-    rows, _ = ops.dispatch(inputs, assignment)
-    h, up_back = ops.grouped_linear(rows, p.up, assignment.counts)
-    a, relu_back = ops.relu(h)
-    outputs, down_back = ops.grouped_linear(with_ones(a), p.down, assignment.counts)
-
-    def backward(doutputs, dlogits):  # read upwards
-        da, ddown = down_back(doutputs)
-        (dh,) = relu_back(da[:, :-1])
-        _, dup = up_back(dh)
-        _, dgate = gate_back(dlogits)
-        return Network(dgate, dup, ddown)
-
-    return (outputs, logits, Choice(indices, weights, assignment)), backward
-
-
-def mixture_loss(p: Network, x, targets, k: int, balance: float):
-    """The mixture's negative log-likelihood, plus `balance` times the load-balance loss, so that no expert lies idle.
-
-    targets  (N,) int, classes; or (N, C), numbers
-    """
-    (outputs, logits, choice), network_back = network(x, p, k)
-    order, inverse, tokens, _ = choice.assignment
-    expert_loss = cross_entropies if targets.dtype.kind == "i" else half_squared_errors
-    losses, losses_back = expert_loss(outputs, targets[tokens])
-    scores, pick_back = pick(logits, choice.indices)
-    unlikely, mixture_back = mixture_likelihood(scores, losses[inverse].reshape(scores.shape))
-    uneven, balance_back = ops.load_balance(logits, choice.indices)
-    loss = unlikely + balance * uneven
-
-    def backward(dloss):  # read upwards
-        (dlogits_balance,) = balance_back(dloss * balance)
-        dscores, dlosses = mixture_back(dloss)
-        (dlogits,) = pick_back(dscores)
-        doutputs, *_ = losses_back(dlosses.reshape(-1)[order])
-        return network_back(doutputs, dlogits + dlogits_balance)
-
-    return loss, backward
-
-
-def with_ones(x):
-    """A column of ones on the right; its gradient is the bias's, so that of x is dy without the last column."""
-    return np.concatenate([x, np.ones((len(x), 1), x.dtype)], 1)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -124,7 +35,8 @@ class SparseMoeModel:
 
     experts, k      how many there are, and how many run for a row; with k = 1 only `balance` teaches the gate
     hidden          ReLU units per expert
-    epochs, learning_rate, batch_size, weight_decay    of AdamW; the rate falls to 0 along half a cosine
+    epochs, learning_rate, batch_size    of AdamW; the rate falls to 0 along half a cosine
+    weight_decay    an epoch takes learning_rate · weight_decay of every weight away, however many rows it has
     balance         weight of the load-balance loss
     task            "auto", "classification" or "regression" (for whole numbers that are no classes)
     random_state    seed of initial weights and order of rows: the same seed gives the same model to the bit
@@ -138,8 +50,8 @@ class SparseMoeModel:
     epochs: int = 100
     learning_rate: float = 0.01
     batch_size: int = 32
-    weight_decay: float = 0.01
-    balance: float = 0.01
+    weight_decay: float = 10.0
+    balance: float = 0.1
     task: str = "auto"
     random_state: Any = 0
 
@@ -161,7 +73,9 @@ class SparseMoeModel:
         self._x_mean, self._x_scale = _moments(x)
         rng = np.random.default_rng(self.random_state)
         self.network_ = initialize(rng, x.shape[1], self.hidden, outputs, self.experts)
-        self.loss_curve_ = list(self._epochs((x - self._x_mean) / self._x_scale, targets, rng))
+        self._k = self.k  # what `predict` goes by, whatever `set_params` says later
+        with np.errstate(over="ignore", invalid="ignore"):  # `_epochs` raises a clear error instead
+            self.loss_curve_ = list(self._epochs((x - self._x_mean) / self._x_scale, targets, rng))
         return self
 
     def _targets(self, y: Any, n: int) -> tuple[Array, int]:
@@ -174,6 +88,8 @@ class SparseMoeModel:
             self._y_shape = y.shape[1:]
             self._y_mean, self._y_scale = _moments(y.reshape(n, -1))
             return (y.reshape(n, -1) - self._y_mean) / self._y_scale, len(self._y_mean)
+        if y.size != n:
+            raise ValueError(f"y has shape {y.shape}; classification needs one label for each row")
         if y.ndim == 2:
             warning = _of_sklearn("DataConversionWarning", UserWarning)
             warnings.warn(
@@ -192,25 +108,25 @@ class SparseMoeModel:
         """Train; yields the mean loss of each epoch."""
         parameters = named(self.network_)
         slots = {name: new_slots("adamw", p) for name, p in parameters.items()}
-        steps, step = self.epochs * -(-len(x) // self.batch_size), 0
-        for epoch in range(self.epochs):
-            order, total = rng.permutation(len(x)), 0.0
-            for start in range(0, len(x), self.batch_size):
+        n, step = len(x), 0
+        per_epoch = -(-n // self.batch_size)
+        adam = {"beta2": 0.999, "weight_decay": self.weight_decay / per_epoch}
+        for epoch in range(1, self.epochs + 1):
+            order, total = rng.permutation(n), 0.0
+            for start in range(0, n, self.batch_size):
                 rows, step = order[start : start + self.batch_size], step + 1
                 loss, backward = mixture_loss(self.network_, x[rows], targets[rows], self.k, self.balance)
                 gradients = named(backward(1.0))
-                lr = learning_rate(step, self.learning_rate, 0, steps, 0.0)
+                lr = learning_rate(step, self.learning_rate, 0, self.epochs * per_epoch, 0.0)
                 for name, p in parameters.items():
-                    adamw(
-                        p, gradients[name], slots[name], lr=lr, step=step, beta2=0.999, weight_decay=self.weight_decay
-                    )
+                    adamw(p, gradients[name], slots[name], lr=lr, step=step, **adam)
                 total += float(loss) * len(rows)
             if not math.isfinite(total):
                 raise ValueError(
-                    f"the loss is not finite in epoch {epoch + 1}; "
+                    f"the loss is not finite in epoch {epoch}; "
                     f"learning_rate is {self.learning_rate}, choose a smaller one"
                 )
-            yield total / len(x)
+            yield total / n
 
     def predict(self, X: Any) -> Array:
         """The most probable class of each row; or its number, in the shape that y had."""
@@ -229,12 +145,16 @@ class SparseMoeModel:
     def score(self, X: Any, y: Any) -> float:
         """The share of rows whose class is right; or R², 1 − (squared error) / (that of the mean), mean over targets."""
         predicted = self.predict(X)
-        y = _labels(y, len(predicted)).reshape(predicted.shape)
+        y = _labels(y, len(predicted))
+        if y.size != predicted.size:
+            raise ValueError(f"y has shape {y.shape} and the prediction {predicted.shape}; they must be the same")
+        y = y.reshape(predicted.shape)
         if self._task == "classification":
             return float((predicted == y).mean())
         y = _numbers(y, "y")
         off, spread = ((a * a).sum(0) for a in (y - predicted, y - y.mean(0)))
-        return float(np.mean(1 - off / spread))
+        varies = spread > 0  # for a constant target R² is 1 or 0 by convention
+        return float(np.where(varies, 1 - off / np.where(varies, spread, 1), off == 0).mean())
 
     def route(self, X: Any) -> tuple[Array, Array]:
         """Which experts each row goes to, best first, (N, K), and how much each counts there, (N, K)."""
@@ -251,7 +171,7 @@ class SparseMoeModel:
             raise ValueError(
                 f"X has {x.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} features as input"
             )
-        (outputs, _, choice), _ = network((x - self._x_mean) / self._x_scale, self.network_, self.k)
+        (outputs, _, choice), _ = network((x - self._x_mean) / self._x_scale, self.network_, self._k)
         return outputs, choice
 
     def _mixture(self, X: Any) -> Array:
@@ -277,13 +197,13 @@ class SparseMoeModel:
         """Raises ValueError for a parameter that makes no sense."""
         for name, least in {"experts": 1, "k": 1, "hidden": 1, "epochs": 0, "batch_size": 1}.items():
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < least:
+            if not isinstance(value, numbers.Integral) or value < least:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number from {least}")
         if self.k > self.experts:
             raise ValueError(f"k is {self.k}; it must lie between 1 and the number of experts, {self.experts}")
         for name in ("learning_rate", "weight_decay", "balance"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
+            if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
                 raise ValueError(f"{name} is {value!r}; it must be a finite number, 0 or more")
         if self.task not in ("auto", "classification", "regression"):
             raise ValueError(f"task is {self.task!r}; allowed are 'auto', 'classification' and 'regression'")
@@ -345,6 +265,8 @@ def _labels(y: Any, n: int) -> Array:
     y = np.asarray(y)
     if y.dtype.kind == "O":
         y = np.asarray(y.tolist())  # strings or numbers in boxes
+        if y.dtype.kind == "O":
+            raise ValueError("y has labels of several kinds, or None; they must be all strings, or all numbers")
     if y.ndim not in (1, 2) or len(y) != n:
         raise ValueError(f"y has shape {y.shape} and X has {n} rows; one label for each row is needed")
     return y

@@ -109,7 +109,8 @@ def scores(x, p: Any, config: LanguageConfig, at: Situation):
         logits, score_back = ops.linear(wide, p.weight)
 
     def backward(dlogits):
-        dwide, *dweights = score_back(dlogits)
+        dwide, *wide_weights = score_back(dlogits)
+        dweights = [d.astype(p.weight.real.dtype, copy=False) for d in wide_weights]
         (dx,) = jitter_back(*cast_back(dwide))
         if config.scores == "mlp":
             return dx, Router(dweights[1], dweights[0], None, None, None)
