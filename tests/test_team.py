@@ -14,7 +14,7 @@ from tinymoe.state import new_state
 from tinymoe.team import Team
 from tinymoe.tree import named
 
-SETTINGS = Settings(layers=1, width=8, heads=2, kv_heads=1, experts=3, expert_width=4, balance=0.0, clip=0.0)
+SETTINGS = Settings(layers=1, width=8, heads=2, kv_heads=1, experts=3, expert_width=4, balance_weight=0.0, clip=0.0)
 
 
 def settings(**changes):
@@ -48,7 +48,7 @@ def test_shards_add_up_to_the_batch(workers, accumulate):
         found = several.step(batch)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert found.norm == pytest.approx(expected.norm, rel=1e-4)
-    assert [c.tolist() for c in found.counts] == [c.tolist() for c in expected.counts]
+    assert [x.counts.tolist() for x in found.layers] == [x.counts.tolist() for x in expected.layers]
     for name, p in named(whole.params).items():
         difference = np.abs(named(cut.params)[name] - p)
         assert np.median(difference) < 1e-7, name

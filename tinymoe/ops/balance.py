@@ -13,7 +13,7 @@ gradient 0. How public systems' versions of the loss differ is in `tinymoe.conve
 
 import numpy as np
 
-from .pointwise import sigmoid
+from .pointwise import sigmoid, softplus
 from .softmax import log_sum_exp, softmax
 
 
@@ -94,7 +94,7 @@ def sequence_balance(logits, k, batch, *, mask=None):
 
         s = sigmoid(logits)     s' = s / Σ_j s_j     f_i = E/(K T) (number of tokens with s_i among the K largest s)
         L = mean over sequences of Σ_i f_i P_i,      P_i = mean_t s'_ti
-        dlogits_ti = dL/(B T) (f_i − Σ_j f_j s'_tj) / (Σ_j s_tj) · s_ti (1 − s_ti)
+        dlogits_ti = dL/(B T) s'_ti (f_i − Σ_j f_j s'_tj) (1 − s_ti)
 
     The choice is counted on s alone. Where a bias or a limit on groups takes part in the routing, this is not the
     choice that is carried out; DeepSeek-V3 and Megatron accept that. Padding makes T the number of real tokens of a
@@ -115,10 +115,9 @@ def sequence_balance(logits, k, batch, *, mask=None):
     if batch < 1 or n % batch:
         raise ValueError(f"{n} rows can't be {batch} sequences of equal length; batch must be a divisor of the rows")
     z, _ = without_padding(logits, mask)
-    s, sigmoid_back = sigmoid(z)
-    total = s.sum(1, keepdims=True)
-    share = s / total  # s'
-    chosen = np.zeros((n, n_experts), s.real.dtype)
+    s = sigmoid(z)[0]
+    share = softmax(-softplus(-z)[0])[0]  # s', of ln s = −softplus(−z): also where all s are too small to divide by
+    chosen = np.zeros((n, n_experts), z.real.dtype)
     np.put_along_axis(chosen, np.argsort(-z.real, 1, kind="stable")[:, :k], 1, 1)  # the sigmoid keeps the order
     real = np.ones((n, 1), chosen.dtype) if mask is None else mask[:, None].astype(chosen.dtype)
     length = real.reshape(batch, -1, 1).sum(1, keepdims=True)  # (B, 1, 1) real tokens
@@ -128,8 +127,8 @@ def sequence_balance(logits, k, batch, *, mask=None):
     loss = (dshare * share).sum()
 
     def backward(dloss):
-        ds = dloss * (dshare - (dshare * share).sum(1, keepdims=True)) / total
-        return sigmoid_back(ds)
+        inner = (dshare * share).sum(1, keepdims=True)
+        return (dloss * share * (dshare - inner) * (1 - s),)
 
     return loss, backward
 
@@ -218,7 +217,7 @@ def bias_update(bias, counts, rate, *, centred=False):
 
     Source: Wang et al. 2024, arXiv 2408.15664, algorithm 1; DeepSeek-AI 2024 (DeepSeek-V3), §2.1.2.
     """
-    change = rate * np.sign(counts.sum() - len(counts) * counts).astype(bias.dtype)
+    change = (rate * np.sign(counts.sum() - len(counts) * counts)).astype(bias.dtype)
     return bias + (change - change.mean() if centred else change)
 
 
