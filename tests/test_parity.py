@@ -131,6 +131,13 @@ SAME_NAME += [cross_entropy, rotary, causal_attention, top_k_gate, combine, load
 REFERENCES |= {getattr(ops, function.__name__): function for function in SAME_NAME}
 
 
+REFERENCES |= {
+    ops.half_squared_errors: lambda outputs, targets: (targets - outputs).square().sum(1) / 2,
+    ops.cross_entropies: partial(F.cross_entropy, reduction="none"),
+    ops.mixture_likelihood: lambda scores, losses: (
+        -torch.logsumexp(torch.log_softmax(scores, 1) - losses, 1).sum() / max(len(scores), 1)
+    ),
+}
 REFERENCES[ops.routed_experts] = routed_experts
 REFERENCES |= torch_gates.REFERENCES | torch_balance.REFERENCES | torch_recurrent.REFERENCES
 

@@ -8,4 +8,14 @@ Axes, in shapes: B sequences · T positions · N = B·T rows (tokens) · D model
 P width per head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SparseMoeModel":  # imported when asked for, so that `import tinymoe` stays light
+        from .models.estimator import SparseMoeModel
+
+        return SparseMoeModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,6 +37,7 @@ def cases(seed: int = 0) -> Iterator[Case]:
     yield from _attention(normal)
     yield from _routing(normal, rng)
     yield from _sparse(normal, rng)
+    yield from _likelihood(normal, rng)
     yield from recurrent_cases(normal, rng, Case)
     yield from gate_cases(normal, rng, Case)
     yield from balance_cases(normal, rng, Case)
@@ -154,3 +155,13 @@ def _sparse(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
         pattern = CSR.from_dense(normal((12, 5)), rng.random((12, 5)) < 0.4)
         rows = normal((sum(counts), 4))
         yield Case(name, ops.grouped_sparse_linear, (rows, normal(pattern.nnz), pattern, np.array(counts)))
+
+
+def _likelihood(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
+    for n in (5, 1, 0):
+        yield Case(f"{n} rows", ops.half_squared_errors, (normal((n, 3)), normal((n, 3))))
+        yield Case(f"{n} rows", ops.cross_entropies, (normal((n, 4)), rng.integers(0, 4, n)))
+        for k in (2, 3):
+            yield Case(f"{n} rows, {k} experts", ops.mixture_likelihood, (normal((n, k)), 2 * normal((n, k)) ** 2))
+    yield Case("far from zero", ops.cross_entropies, (normal((3, 4)) + 800, np.array([3, 0, 0])))
+    yield Case("far from zero", ops.mixture_likelihood, (normal((4, 3)) - 800, normal((4, 3)) + 900))

@@ -87,6 +87,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "BASE router": {"router": "base", "top_k": 1},
     "expert choice": {"router": "expert-choice"},
     "Soft MoE": {"router": "soft"},
+    "RNN": {"architecture": "rnn"},
+    "GRU, layer norm": {"architecture": "gru", "norm": "layer"},
+    "LSTM, sigmoid router": {"architecture": "lstm", "router": "sigmoid"},
     "mixture of all experts": {"router": "dense"},
     "hashed tokens, random capacity": {"router": "hash", "top_k": 1, "capacity_factor": 0.5, "drop": "random"},
 }

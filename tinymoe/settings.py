@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin
 
 from .errors import UserError
 from .models.parameters import (
+    ARCHITECTURES,
     EXPERT_KINDS,
     NORMS,
     POSITIONS,
@@ -52,6 +53,7 @@ class Settings:
     sample_tokens: int = _option(400, "length of the sample written at the end, 0 for none", "run", least=0)
 
     context: int = _option(64, "tokens a window holds (T)", "model")
+    architecture: str = _option("transformer", "what mixes positions", "model", choices=tuple(ARCHITECTURES))
     layers: int = _option(3, "number of blocks", "model")
     width: int = _option(128, "width of the residual stream (D)", "model")
     heads: int = _option(2, "query heads (H); they divide the width", "model")

@@ -31,7 +31,7 @@ RIGL_SHARE = 0.3  # of the weights that is moved at first; falls along a cosine 
 
 def chosen(names: Any) -> list[str]:
     """The leaves that a recipe works on: the matrices of attention and experts."""
-    return [name for name in names if ".attention." in name or ".experts." in name]
+    return [n for n in names if (".attention." in n or ".experts." in n) and not n.endswith("bias")]
 
 
 def first_masks(weights: dict[str, Array], settings: Settings, rng: np.random.Generator) -> dict[str, Array]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import metrics, plots, sparsify
+from .accounting import active_parameters, parameters_by_part
 from .arguments import Run, prepare
 from .checkpoint import write_atomically
 from .data.windows import TrainingWindows
@@ -92,10 +93,8 @@ def load_statistics(report: StepReport) -> dict[str, Any]:
 
 def describe(work: Run) -> str:
     """What is trained on what."""
-    settings, params = work.settings, named(work.state.params)
-    total = sum(p.size for p in params.values())
-    idle = sum(p.size for name, p in params.items() if ".experts." in name and len(p) > 1)
-    active = total - idle * (settings.experts - settings.top_k) // settings.experts
+    settings, params = work.settings, work.state.params
+    total, active = sum(parameters_by_part(params).values()), active_parameters(params, settings.model)
     text = (
         f"corpus  {work.corpus.name}: {len(work.corpus.train):,} bytes to train on, {len(work.corpus.val):,} to "
         f"validate, sha256 {work.corpus.sha256[:16]}\n"

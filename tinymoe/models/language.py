@@ -1,7 +1,7 @@
-"""A decoder-only transformer language model whose feed-forward layers are dense or sparse mixtures of experts.
+"""A decoder-only language model whose feed-forward layers are dense or sparse mixtures of experts.
 
     x = embedding(ids)
-    for each block:   x = x + attention(norm(x));   x = x + mixture(norm(x))
+    for each block:   x = x + attention(norm(x));   x = x + mixture(norm(x))      (or a recurrent layer for attention)
     logits = norm(x) · head
 
 Each function here reads downwards in the forward and upwards in the backward. The gradient of the whole model is the
@@ -13,7 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import ops
-from .parameters import EXPERT_KINDS, Attention, Block, Experts, Language, LanguageConfig, Mixture, Norm, Router, Shared
+from .parameters import (
+    EXPERT_KINDS,
+    Attention,
+    Block,
+    Experts,
+    Language,
+    LanguageConfig,
+    Mixture,
+    Norm,
+    Recurrent,
+    Router,
+    Shared,
+)
 from .routers import SWITCH, UNBALANCED, Choice, Situation, balance, route, unchanged
 
 
@@ -58,6 +70,47 @@ def attention(x, p: Attention, config: LanguageConfig, batch: int):
         return dx_query + dx_key + dx_value, Attention(dquery, dkey, dvalue, doutput)
 
     return y, backward
+
+
+def recurrence(x, p: Recurrent, config: LanguageConfig, batch: int, state=None):
+    """A recurrent layer over B = `batch` sequences; x and y (N, D).
+
+    state  the arrays (B, D) that an earlier call returned for the text before this one; None at the start of a text
+
+    Returns (y, state); the gradient stops at the state handed in (truncated back-propagation through time).
+    """
+    zeros = np.zeros((batch, config.width), x.dtype)
+    h0, c0 = state or (zeros, zeros)
+    rows = x.reshape(batch, -1, config.width)
+    weights = p.input, p.recurrent, p.bias
+    if config.architecture == "rnn":
+        (states, last), layer_back = ops.rnn(rows, *weights, h0)
+        carried: tuple[Any, ...] = last, zeros
+    elif config.architecture == "gru":
+        (states, last), layer_back = ops.gru(rows, *weights, p.inner_bias, h0)
+        carried = last, zeros
+    else:
+        (states, last, cell), layer_back = ops.lstm(rows, *weights, h0, c0)
+        carried = last, cell
+    y, output_back = ops.linear(states.reshape(x.shape), p.output)
+
+    def backward(dy):
+        dstates, doutput = output_back(dy)
+        none = np.zeros(zeros.shape, dy.dtype)
+        ends = (none, none) if config.architecture == "lstm" else (none,)
+        drows, dinput, drecurrent, dbias, *others = layer_back(dstates.reshape(states.shape), *ends)
+        dinner = others[0] if config.architecture == "gru" else None
+        return drows.reshape(x.shape), Recurrent(dinput, drecurrent, dbias, dinner, doutput)
+
+    return (y, carried), backward
+
+
+def mix_positions(x, p: Attention | Recurrent, config: LanguageConfig, at: Situation):
+    """Attention or a recurrent layer; returns (y, state), the state None for attention."""
+    if isinstance(p, Recurrent):
+        return recurrence(x, p, config, at.batch, at.state)
+    y, backward = attention(x, p, config, at.batch)
+    return (y, None), backward
 
 
 def mixture(x, p: Mixture, config: LanguageConfig, at: Situation):
@@ -195,10 +248,10 @@ def masked(x, mask):
 
 
 def block(x, p: Block, config: LanguageConfig, at: Situation):
-    """middle = x + attention(norm(x)),  y = middle + mixture(norm(middle)); returns (y, loss, routed)."""
+    """middle = x + attention(norm(x)),  y = middle + mixture(norm(middle)); returns (y, loss, routed, state)."""
     n, attention_norm_back = normalize(x, p.attention_norm)
     s, attention_shift_back = shift(n, p.attention_shift, at.batch)
-    a, attention_back = attention(s, p.attention, config, at.batch)
+    (a, state), attention_back = mix_positions(s, p.attention, config, at)
     a_kept, attention_drop_back = drop(a, config.dropout, at.rng)
     middle = x + a_kept
     m, mixture_norm_back = normalize(middle, p.mixture_norm)
@@ -221,7 +274,7 @@ def block(x, p: Block, config: LanguageConfig, at: Situation):
         dattended = dattention_norm, dattention_shift, dattention
         return dx, Block(*dattended, dmixture_norm, dmixture_shift, dmixture)
 
-    return (y, loss, routed), backward
+    return (y, loss, routed, state), backward
 
 
 def shift(x, mix, batch: int):
@@ -266,7 +319,7 @@ def forward(params: Language, config: LanguageConfig, ids, rng=None, *, balancin
 
     ids     (B, T)    int
     mask    (B, T)    bool, False for padding, which goes to no expert and counts in no balancing loss; None if there is
-                      none. Attention is causal: pad at the end, and give padding no target
+                      none. Nothing looks ahead: pad at the end, and give padding no target
     shares  a list with (E,) for each layer, the share of the tokens of a larger batch; for balancing by "global" only
     logits  (B·T, V)
 
@@ -274,15 +327,33 @@ def forward(params: Language, config: LanguageConfig, ids, rng=None, *, balancin
     for a layer without a router. `rng` draws noise and dropout masks of training; without it the model is evaluated.
     `backward` frees the activations block by block as it goes down, so it can be called once.
     """
+    (logits, losses, routed, _), backward = read_on(
+        params, config, ids, None, rng, balancing=balancing, mask=mask, shares=shares
+    )
+    return (logits, losses, routed), backward
+
+
+def read_on(
+    params: Language, config: LanguageConfig, ids, states, rng=None, *, balancing=UNBALANCED, mask=None, shares=None
+):
+    """`forward` for a text that goes on: returns (logits, losses, routed, states), backward.
+
+    states  what the call for the text before returned, one entry per layer; None at the start. Recurrent layers carry
+            theirs over; attention has none, and sees only this chunk
+
+    Source: 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §9.5 (long texts in chunks).
+    """
     flat = None if mask is None else mask.reshape(-1)
     at = Situation(len(ids), ids.reshape(-1), rng, flat, balancing)
     e, embedding_back = ops.embedding(at.ids, params.embedding)
     placed, place_back = place(e, params, config, at.batch)
     x, drop_back = drop(placed, config.dropout, rng)
     block_backs, losses, records = [], [], []
+    carried = []
     for layer, p in enumerate(params.blocks):
-        here = at if shares is None else at._replace(shares=shares[layer])
-        (x, layer_loss, routed), block_back = block(x, p, config, here)
+        share, state = (None if each is None else each[layer] for each in (shares, states))
+        (x, layer_loss, routed, state_after), block_back = block(x, p, config, at._replace(shares=share, state=state))
+        carried.append(state_after)
         block_backs.append(block_back)
         losses.append(layer_loss)
         records.append(routed)
@@ -305,7 +376,7 @@ def forward(params: Language, config: LanguageConfig, ids, rng=None, *, balancin
             return Language(dembedding + dhead.T, dpositions, tuple(reversed(dblocks)), dnorm, None)
         return Language(dembedding, dpositions, tuple(reversed(dblocks)), dnorm, dhead)
 
-    return (logits, tuple(losses), tuple(records)), backward
+    return (logits, tuple(losses), tuple(records), tuple(carried)), backward
 
 
 class Parts(NamedTuple):

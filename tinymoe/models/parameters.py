@@ -27,11 +27,18 @@ ROUTERS = {  # how each of them chooses is in `routers.py` and `ops/gates.py`
     "partition": "consecutive token ids share an expert; top-k 1",
 }
 ONE_CHOICE = ("base", "hash", "partition")
+ARCHITECTURES = {  # what mixes positions; kinds with a state read a text of any length in chunks
+    "transformer": "causal attention, over at most the context",
+    "rnn": "a tanh of the input and the state before (Elman 1990)",
+    "gru": "a gated recurrent unit (Cho et al. 2014)",
+    "lstm": "long short-term memory (Hochreiter & Schmidhuber 1997)",
+}
 SCORES = ("dot", "cosine", "mlp")
 SHARED = ("plain", "gated", "residual")
 
 
 CHOICES: dict[str, Any] = {
+    "architecture": ARCHITECTURES,
     "expert_kind": EXPERT_KINDS,
     "norm": NORMS,
     "position": POSITIONS,
@@ -49,6 +56,7 @@ class LanguageConfig:
 
     vocabulary: int = 256  # V
     context: int = 64  # longest T; only learned and sinusoidal positions are bound to it
+    architecture: str = "transformer"
     layers: int = 4
     width: int = 128  # D
     heads: int = 4  # H
@@ -72,7 +80,7 @@ class LanguageConfig:
     dense_layers: tuple[int, ...] = ()  # the layers without a router, counted from 0
     norm: str = "rms"
     position: str = "rotary"
-    shift: bool = False  # each half of a block also sees the token before
+    shift: bool = False  # each half of a block also sees the token before; transformer only
     tied: bool = True  # the output projection is the embedding table
     dropout: float = 0.0  # on the embedding and on what each half of a block adds
 
@@ -135,6 +143,10 @@ class LanguageConfig:
                 f"top_k is {self.top_k}, but {self.kept_groups} of {self.groups} groups hold only "
                 f"{self.experts // self.groups * self.kept_groups} experts; keep more groups or lower top_k"
             )
+        if self.scores != "dot" and self.router in ("soft", "hash", "partition"):
+            raise ValueError(
+                f"router {self.router} has no scores of its own to compute by {self.scores}; leave scores at dot"
+            )
         for name in ("routed_scale", "capacity_factor", "shared_experts"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and not negative")
@@ -142,6 +154,11 @@ class LanguageConfig:
             raise ValueError(
                 f"shared is {self.shared!r}, but there is no shared expert; set shared_experts to 1 or more"
             )
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether a state is carried along instead of attending to what went before."""
+        return self.architecture != "transformer"
 
     @property
     def slots(self) -> int:
@@ -161,6 +178,15 @@ class Attention:
     key: Array  # (D, G·P)
     value: Array  # (D, G·P)
     output: Array  # (H·P, D)
+
+
+@dataclass
+class Recurrent:
+    input: Array  # (D, G·D), G the number of gates: 1 rnn, 3 gru, 4 lstm
+    recurrent: Array  # (D, G·D)
+    bias: Array  # (G·D,)
+    inner_bias: Array | None  # (D,), gru only: added before the reset gate
+    output: Array  # (D, D)
 
 
 @dataclass
@@ -197,7 +223,7 @@ class Mixture:
 class Block:
     attention_norm: Norm
     attention_shift: Array | None  # (D,), token shift only
-    attention: Attention
+    attention: Attention | Recurrent  # what mixes positions
     mixture_norm: Norm
     mixture_shift: Array | None  # (D,), token shift only
     mixture: Mixture
@@ -249,12 +275,24 @@ def initialize(config: LanguageConfig, rng: np.random.Generator, dtype: Any = np
             np.zeros(E, dtype) if kind == "sigmoid" else None,
         )
 
+    def recurrent() -> Recurrent:
+        gates = {"rnn": 1, "gru": 3, "lstm": 4}[config.architecture]
+        bias = np.zeros(gates * D, dtype)
+        if config.architecture == "lstm":
+            bias[D : 2 * D] = 1  # the forget gate: at first, remember
+        inner = np.zeros(D, dtype) if config.architecture == "gru" else None
+        return Recurrent(normal(D, gates * D), normal(D, gates * D), bias, inner, normal(D, D, std=residual * D**-0.5))
+
     def block(layer: int) -> Block:
-        attention = Attention(
-            normal(D, D),
-            normal(D, config.kv_heads * P),
-            normal(D, config.kv_heads * P),
-            normal(D, D, std=residual * D**-0.5),
+        attention = (
+            recurrent()
+            if config.recurrent
+            else Attention(
+                normal(D, D),
+                normal(D, config.kv_heads * P),
+                normal(D, config.kv_heads * P),
+                normal(D, D, std=residual * D**-0.5),
+            )
         )
         dense = layer in config.dense_layers
         E, width = (1, config.top_k * F) if dense else (config.experts, F)
@@ -267,7 +305,7 @@ def initialize(config: LanguageConfig, rng: np.random.Generator, dtype: Any = np
                 normal(D, gates) if gates else None,
                 np.zeros(2, dtype) if gates == 2 else None,
             )
-        mix = [np.full(D, 0.3, dtype) if config.shift else None for _ in range(2)]
+        mix = [np.full(D, 0.3, dtype) if config.shift and not config.recurrent else None for _ in range(2)]
         return Block(norm(), mix[0], attention, norm(), mix[1], Mixture(router, experts, shared))
 
     return Language(

@@ -57,6 +57,7 @@ class Situation(NamedTuple):
     mask: Array | None = None  # (N,) bool, False for padding; None if there is none
     balancing: Balancing = UNBALANCED
     shares: Array | None = None  # (E,) of the tokens of the whole batch, for the global loss
+    state: Any = None  # of a recurrent layer, from the text before
 
     @property
     def training(self) -> bool:

@@ -11,7 +11,7 @@ Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
 Reading order: pointwise, linear, norm, softmax, positions, shift, attention, recurrent, scores, routing, gates, capacity,
-balance, sparse, experts, moe, soft.
+balance, sparse, experts, moe, soft, likelihood.
 """
 
 from .attention import causal_attention
@@ -40,6 +40,7 @@ from .gates import (
     table_gate,
     top_k_softmax,
 )
+from .likelihood import cross_entropies, half_squared_errors, mixture_likelihood
 from .linear import embedding, linear
 from .moe import Routing, moe, routed_experts
 from .norm import layer_norm, rms_norm
@@ -115,6 +116,9 @@ OPERATIONS = (
     moe,
     soft_routing,
     soft_moe,
+    half_squared_errors,
+    cross_entropies,
+    mixture_likelihood,
 )  # everything that has a backward
 
 __all__ = [
