@@ -12,7 +12,7 @@ What is wrong there:
   features act together, and no expert can be left out;
 - the training code is a comment.
 
-Here the features are divided among the experts, so that all are read and none twice, and a gate, w = softmax(x R), says
+Here the features are divided among the experts, so that all are read and none twice, and a gate, w = softmax(x R + b), says
 for each row how much each expert counts: Y = Σ w_i E_i(part i of X). The experts together are one network with sparse,
 block-diagonal weights.
 """
@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from ...ops import linear, softmax
-from .layers import ExpertNetwork, new_expert
+from ...ops import softmax
+from .layers import Dense, ExpertNetwork, new_expert
 from .training import mean_squared_error, train
 
 Array = np.ndarray
@@ -32,14 +32,14 @@ Array = np.ndarray
 
 @dataclass
 class Parameters:
-    gate: Array  # (D, E)
+    gate: Dense  # (D, E)
     experts: tuple[ExpertNetwork, ...]  # E of them, each (its share of D) → 64 → 1
 
 
 def network(x, p: Parameters):
     """Every expert on its features, weighed by the gate.
 
-        y_n = Σ_i w_ni E_i(x_n, features i),   w = softmax(x R)
+        y_n = Σ_i w_ni E_i(x_n, features i),   w = softmax(x R + b)
         dE_i = w_i dy        dw_ni = dy_n E_i(x_n)        dx = (through the experts, side by side) + (through the gate)
 
     x  (N, D)
@@ -50,7 +50,7 @@ def network(x, p: Parameters):
     parts = np.split(x, borders(p), axis=1)
     outputs, expert_backs = zip(*(e.forward(part) for e, part in zip(p.experts, parts, strict=True)), strict=True)
     stacked = np.concatenate(outputs, axis=1)  # (N, E)
-    logits, gate_back = linear(x, p.gate)
+    logits, gate_back = p.gate.forward(x)
     weights, softmax_back = softmax(logits)
     y = (weights * stacked).sum(1, keepdims=True)
 
@@ -99,7 +99,8 @@ class SparseExpertModel:
         self.rng = np.random.default_rng(rng)
         widths = [len(part) for part in np.array_split(np.arange(num_features), num_experts)]
         experts = tuple(new_expert(self.rng, width, 64, 1) for width in widths)
-        self.parameters = Parameters(np.zeros((num_features, num_experts)), experts)  # at first all count the same
+        gate = Dense(np.zeros((num_features, num_experts)), np.zeros(num_experts))  # at first all count the same
+        self.parameters = Parameters(gate, experts)
 
     def __call__(self, inputs: Array) -> Array:
         """The predictions (N, 1) for inputs (N, D)."""
@@ -111,10 +112,10 @@ class SparseExpertModel:
 
     def train(self, inputs: Array, targets: Array, epochs: int = 100, **options: Any) -> list[float]:
         """Returns the mean loss of each epoch; options are those of `training.train`."""
+        settings: dict[str, Any] = {"epochs": epochs, "rng": self.rng} | options
         curve = []
-        for self.parameters, loss in train(
-            self.parameters, squared_loss, (inputs, targets), epochs=epochs, rng=self.rng, **options
-        ):
+        for p, loss in train(self.parameters, squared_loss, (inputs, targets), **settings):
+            self.parameters = p
             curve.append(loss)
         return curve
 
@@ -134,10 +135,10 @@ def scatter(test_inputs: Array, predictions: Array, targets: Array | None = None
 
 
 def example(rng: np.random.Generator, n: int) -> tuple[Array, Array]:
-    """Inputs (n, 3) as in the document, and targets (n, 1) that depend on all three features, the third as a switch."""
+    """Inputs (n, 3) as in the document, and targets (n, 1): the third feature says whether the others matter."""
     inputs = rng.random((n, 3))
     wave = np.sin(2 * np.pi * inputs[:, 0]) + inputs[:, 1]
-    return inputs, np.where(inputs[:, 2] > 0.5, wave, -wave / 2)[:, None]
+    return inputs, np.where(inputs[:, 2] > 0.5, wave, -inputs[:, 2])[:, None]
 
 
 def draw(path: str) -> None:

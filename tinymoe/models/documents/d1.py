@@ -122,8 +122,9 @@ class SparseExpertModel:
     def train(self, x: Array, targets: Array, epochs: int = 100, **options: Any) -> list[float]:
         """Returns the mean loss of each epoch; options are those of `training.train`."""
         loss_of = partial(squared_loss, k=self.k, balance=self.balance)
-        options = {"rng": self.rng, "update": lazy(adamw)} | options
+        settings: dict[str, Any] = {"epochs": epochs, "rng": self.rng, "update": lazy(adamw)} | options
         curve = []
-        for self.parameters, loss in train(self.parameters, loss_of, (x, targets), epochs=epochs, **options):
+        for p, loss in train(self.parameters, loss_of, (x, targets), **settings):
+            self.parameters = p
             curve.append(loss)
         return curve

@@ -15,8 +15,8 @@ What is wrong there:
 - `image_feature + text_feature` needs features of one width, or broadcasts one into nonsense. Here both are projected to
   the model's width first. And the sum went into a function that begins with `text_to_vector`: here it enters behind the
   embedding;
-- hidden layers see one vector and no other position. Here each looks at the position before its own, so that the output
-  at a position, the prediction of the next byte, depends on a few bytes up to there, and on none behind.
+- nothing lets a position see another. Here each hidden layer looks at the position before, so that the output at a
+  position, the prediction of the next byte, depends on a few bytes up to there, and on none behind.
 """
 
 from collections.abc import Sequence
@@ -130,7 +130,8 @@ def big_language_model(data: Sequence[str], p: BigLanguageModel, k: int = 2):
 
     def backward(dlogits):  # read upwards
         dfeature, dhidden, doutput = layers_back(dlogits)
-        return BigLanguageModel(*embed_back(dfeature), dhidden, doutput)
+        (dembedding,) = embed_back(dfeature)
+        return BigLanguageModel(dembedding, dhidden, doutput)
 
     return logits, backward
 
@@ -155,11 +156,12 @@ def hidden_and_output(feature, p: BigLanguageModel, k: int):
 
     def backward(dlogits):  # read upwards
         dx, doutput = output_back(dlogits.reshape(-1, dlogits.shape[2]))
-        dfeature, dhidden = dx.reshape(feature.shape), []
-        for back in reversed(hidden_backs):
-            dfeature, dlayer = back(dfeature)
-            dhidden.insert(0, dlayer)
-        return dfeature, tuple(dhidden), doutput
+        dfeature = dx.reshape(feature.shape)
+        dhidden: list[HiddenLayer] = []
+        for layer_back in reversed(hidden_backs):
+            dfeature, dlayer = layer_back(dfeature)
+            dhidden.append(dlayer)
+        return dfeature, tuple(reversed(dhidden)), doutput
 
     return rows.reshape(*feature.shape[:2], rows.shape[1]), backward
 
@@ -233,7 +235,8 @@ def visual_language_model(image, text: Sequence[str], p: VisualLanguageModel, k:
 
     def backward(dlogits):  # read upwards
         dfeature, dhidden, doutput = layers_back(dlogits)
-        dlanguage = BigLanguageModel(*embed_back(dfeature), dhidden, doutput)
+        (dembedding,) = embed_back(dfeature)
+        dlanguage = BigLanguageModel(dembedding, dhidden, doutput)
         dpixels, dimage_layer = image_back(dfeature.sum(1))
         return dpixels.reshape(image.shape), VisualLanguageModel(dimage_layer, dlanguage)
 

@@ -36,20 +36,20 @@ class LSTMExpert:
 
     def forward(self, ids):
         """ids (B, T) → the probabilities of each next token (B, T, V); backward(dprobabilities) → an `LSTMExpert`"""
-        (B, T), H = ids.shape, len(self.w_rec)
+        (B, T), (V, D), H = ids.shape, self.embedding.shape, len(self.w_rec)
         x, embedding_back = embedding(ids.reshape(-1), self.embedding)
         start = np.zeros((B, H), x.real.dtype)
-        (states, _, _), lstm_back = lstm(x.reshape(B, T, -1), self.w_in, self.w_rec, self.bias, start, start)
+        (states, _, _), lstm_back = lstm(x.reshape(B, T, D), self.w_in, self.w_rec, self.bias, start, start)
         logits, output_back = self.output_layer.forward(states.reshape(-1, H))
         p, softmax_back = softmax(logits)
 
         def backward(dp):  # read upwards
-            drows, doutput = output_back(*softmax_back(dp.reshape(B * T, -1)))
+            drows, doutput = output_back(*softmax_back(dp.reshape(B * T, V)))
             dx, dw_in, dw_rec, dbias, _, _ = lstm_back(drows.reshape(B, T, H), start, start)
-            (dembedding,) = embedding_back(dx.reshape(B * T, -1))
+            (dembedding,) = embedding_back(dx.reshape(B * T, D))
             return LSTMExpert(dembedding, dw_in, dw_rec, dbias, doutput)
 
-        return p.reshape(B, T, -1), backward
+        return p.reshape(B, T, V), backward
 
 
 @dataclass
@@ -122,7 +122,7 @@ def log_loss(probabilities, targets):
 def mixture_loss(p: Parameters, x, y, k: int):
     """x (B, T) and the tokens y (B, T) that follow at each position; backward(dloss) returns `Parameters`."""
     probabilities, mix_back = mix_of_experts(x, p, k)
-    loss, loss_back = log_loss(probabilities.reshape(y.size, -1), y.reshape(-1))
+    loss, loss_back = log_loss(probabilities.reshape(y.size, p.gate.shape[0]), y.reshape(-1))
 
     def backward(dloss):
         (dprobabilities,) = loss_back(dloss)
@@ -168,9 +168,11 @@ class LSTMExperts:
         **options: Any,
     ) -> list[dict[str, float]]:
         """For each epoch its loss and accuracy, and those on validation data; options are those of `training.train`."""
-        options = {"rng": self.rng, "epochs": epochs, "batch_size": batch_size} | options
+        loss_of = partial(mixture_loss, k=self.k)
+        settings: dict[str, Any] = {"epochs": epochs, "rng": self.rng, "batch_size": batch_size} | options
         history = []
-        for self.parameters, loss in train(self.parameters, partial(mixture_loss, k=self.k), (x, y), **options):
+        for p, loss in train(self.parameters, loss_of, (x, y), **settings):
+            self.parameters = p
             record = {"loss": loss, "accuracy": self.accuracy(x, y)}
             if validation_data is not None:
                 record["val_loss"] = float(self.loss(*validation_data)[0])

@@ -180,7 +180,7 @@ class SparseExpertLanguageModel:
     def __call__(self, ids: Array) -> Array:
         """The scores (B, T, V) of each next word, for ids (B, T)."""
         logits, _ = language_model(ids, self.parameters, self.k)
-        return logits.reshape(*ids.shape, -1)
+        return logits.reshape(*ids.shape, logits.shape[1])
 
     def loss(self, ids: Array, targets: Array) -> Any:
         """loss, backward: the mean cross-entropy in nats, and the gradient for the parameters."""
@@ -189,8 +189,9 @@ class SparseExpertLanguageModel:
     def train(self, ids: Array, targets: Array, epochs: int = 10, **options: Any) -> list[float]:
         """Returns the mean loss of each epoch; options are those of `training.train`."""
         loss_of = partial(language_loss, k=self.k)
-        options = {"rng": self.rng, "epochs": epochs} | options
+        settings: dict[str, Any] = {"epochs": epochs, "rng": self.rng} | options
         curve = []
-        for self.parameters, loss in train(self.parameters, loss_of, (ids, targets), **options):
+        for p, loss in train(self.parameters, loss_of, (ids, targets), **settings):
+            self.parameters = p
             curve.append(loss)
         return curve

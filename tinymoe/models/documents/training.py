@@ -19,10 +19,11 @@ def values_of(tree: Any) -> dict[str, Array]:
 
 def with_values(tree: Tree, values: dict[str, Array]) -> Tree:
     """The same tree with other numbers; what a sparse matrix does not store stays zero."""
-    leaves: dict[str, Any] = named(tree)
-    return with_leaves(
-        tree, {name: w.with_data(values[name]) if isinstance(w, Sparse) else values[name] for name, w in leaves.items()}
-    )
+    leaves: dict[str, Any] = dict(values)
+    for name, leaf in named(tree).items():
+        if isinstance(leaf, Sparse):
+            leaves[name] = leaf.with_data(values[name])
+    return with_leaves(tree, leaves)
 
 
 def train(
