@@ -4,7 +4,7 @@ Parameters and operations go by the same parts, so that they can stand side by s
 but only a few of them have work, and attention has work, scores and means, for which it needs no parameters.
 """
 
-from .models.parameters import Language, LanguageConfig
+from .models.parameters import GATES, Language, LanguageConfig
 from .tree import named
 
 
@@ -53,6 +53,7 @@ def flops_by_part(config: LanguageConfig, context: int, *, masked: bool = False)
     Of matrix products only, a multiply-add being two operations. In multiply-adds, a layer each:
 
         attention       2 D² + 2 D G P for projections, 2 D keys for scores and means; keys = (T + 1) / 2 on average
+        recurrent       2 G D² + D², G the number of gates (1 RNN, 3 GRU, 4 LSTM), instead of attention
         routers         D E, or D² + D E for an MLP; D E more for the noise's; none for a table
         experts         K (m + D): m = 2 D F, or 3 D F with a gate, and D to weigh what an expert returns
         shared experts  m each, and D for each gate
@@ -79,8 +80,12 @@ def flops_by_part(config: LanguageConfig, context: int, *, masked: bool = False)
         products = (config.router == "noisy") + (not table)
         router = products * D * E + (D * D if config.scores == "mlp" and not table else 0)
         experts = experts_per_token(config) * (mlp + D)
+    if config.recurrent:
+        mixing = (2 * GATES[config.architecture] + 1) * D * D
+    else:
+        mixing = 2 * D * D + 2 * D * config.kv_heads * (D // config.heads) + 2 * D * keys
     per_layer = {
-        "attention": config.layers * (2 * D * D + 2 * D * config.kv_heads * (D // config.heads) + 2 * D * keys),
+        "attention": config.layers * mixing,
         "routers": sparse * router,
         "experts": sparse * experts,
         "shared experts": sparse * (config.shared_experts * mlp + gates * D),

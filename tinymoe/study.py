@@ -79,7 +79,7 @@ def draw(found: dict[str, dict[str, Any]]) -> Any:
             width = max(len(curve) // 40, 1)
             axes.plot(np.arange(width, len(curve) + 1), np.convolve(curve, np.ones(width) / width, "valid"), **style)
         panels[2].plot(*zip(*result["validation"], strict=True), **style)
-    panels[0].set(ylabel="MaxVio, 0 = even", yscale="log")
+    panels[0].set(ylabel="MaxVio, 0 = even", ylim=(0, None))
     panels[1].set(ylabel="load entropy, 1 = even")
     panels[2].set(ylabel="validation loss, nats per byte", xlabel="step")
     panels[1].legend(ncols=2, fontsize=8)

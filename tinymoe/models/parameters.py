@@ -33,6 +33,7 @@ ARCHITECTURES = {  # what mixes positions; kinds with a state read a text of any
     "gru": "a gated recurrent unit (Cho et al. 2014)",
     "lstm": "long short-term memory (Hochreiter & Schmidhuber 1997)",
 }
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 SCORES = ("dot", "cosine", "mlp")
 SHARED = ("plain", "gated", "residual")
 
@@ -56,7 +57,6 @@ class LanguageConfig:
 
     vocabulary: int = 256  # V
     context: int = 64  # longest T; only learned and sinusoidal positions are bound to it
-    architecture: str = "transformer"
     layers: int = 4
     width: int = 128  # D
     heads: int = 4  # H
@@ -64,6 +64,7 @@ class LanguageConfig:
     experts: int = 8  # E
     top_k: int = 2  # K
     expert_width: int = 128  # F; a dense layer is one expert of width K·F, the same work per token
+    architecture: str = "transformer"
     expert_kind: str = "swiglu"
     renormalize: bool = True  # for K > 1; a single weight that is always 1 would teach the router nothing
     router: str = "softmax"
@@ -276,7 +277,7 @@ def initialize(config: LanguageConfig, rng: np.random.Generator, dtype: Any = np
         )
 
     def recurrent() -> Recurrent:
-        gates = {"rnn": 1, "gru": 3, "lstm": 4}[config.architecture]
+        gates = GATES[config.architecture]
         bias = np.zeros(gates * D, dtype)
         if config.architecture == "lstm":
             bias[D : 2 * D] = 1  # the forget gate: at first, remember

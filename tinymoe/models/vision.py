@@ -175,8 +175,8 @@ def encoder_block(x, p: Block, config: LanguageConfig, batch: int):
     return y, backward
 
 
-def attention(x, p: Attention, config: LanguageConfig, batch: int):
-    """Self-attention among the rows of each of B = `batch` pictures, all to all; x and y (N, D)."""
+def attention(x, p: Any, config: LanguageConfig, batch: int):
+    """Self-attention among the rows of each of B = `batch` pictures, all to all; p an `Attention`, x and y (N, D)."""
     shape = batch, len(x) // max(batch, 1), config.heads, config.width // config.heads  # (B, R, H, P)
 
     def heads(weight):
