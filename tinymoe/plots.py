@@ -21,11 +21,11 @@ def draw(folder: Path, floor: float | None = None) -> None:
         save(folder / "experts.png", _experts(train))
 
 
-def new_figure(rows: int, height: float) -> Any:
+def new_figure(rows: int, height: float, sharex: bool = True) -> Any:
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     figure = Figure(figsize=(7, height), layout="constrained")
-    return figure, figure.subplots(rows, squeeze=False, sharex=True)[:, 0]
+    return figure, figure.subplots(rows, squeeze=False, sharex=sharex)[:, 0]
 
 
 def save(path: Path, figure: Any) -> None:

@@ -1,11 +1,16 @@
-"""python -m tinymoe.study: does the load collapse, and what cures it? One training run for each way to balance.
+"""python -m tinymoe.study: questions that take several training runs to answer, one after another.
+
+    collapse     does the load collapse, and what cures it? A run for each way to balance: validation loss, MaxVio and load
+                 entropy, and on the toy text how much of the dialect the expert tells
+    accounting   what do sparse experts gain? A mixture against dense models with as many active parameters, with as many in
+                 all, and with as much time
 
 Each run is `python -m tinymoe.train` with flags of its own and is kept under --out; a run that is there already is read
-instead of repeated. Writes collapse.png and prints a table: validation loss, MaxVio and load entropy at the end, and on the
-toy text the mutual information of expert and dialect.
+instead of repeated. Prints a table and writes a picture.
 """
 
 import argparse
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from . import metrics, plots
+from .accounting import active_parameters, flops_per_token, parameters_by_part
 from .data import toy
 from .errors import Parser, UserError, run, say
 from .folder import MODEL, read_metrics
 from .models.language import forward
 from .state import load_model
 
-METHODS = {  # name: flags of the training command
+COLLAPSE = {  # name: flags of the training command
     "nothing": ["--balance", "none"],
     "switch": ["--balance", "switch"],
     "global": ["--balance", "global"],
@@ -34,6 +40,15 @@ METHODS = {  # name: flags of the training command
 }
 
 
+DENSE = ["--dense-layers", "0", "--dense-layers", "1", "--dense-layers", "2"]
+ACCOUNTING = {
+    "mixture, 2 of 8 experts": [],
+    "dense, as many active": DENSE,
+    "dense, as many in all": [*DENSE, "--expert-width", "768"],
+    "mixture of all experts": ["--router", "dense"],
+}
+
+
 def train(folder: Path, flags: list[str]) -> None:
     """Run the training command, unless its folder holds a model already."""
     if not (folder / MODEL).exists():
@@ -43,14 +58,19 @@ def train(folder: Path, flags: list[str]) -> None:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Curves and final numbers of a run: validation loss, and MaxVio and load entropy over its last fifth, mean over layers."""
+    """Curves and final numbers of a run; MaxVio and load entropy over its last fifth, mean over layers."""
     records = list(read_metrics(folder))
     steps = [r for r in records if r["split"] == "train"]
-    curves = {name: np.array([np.mean(r[name]) for r in steps]) for name in ("max_violation", "load_entropy")}
+    curves = {}
+    for name in ("max_violation", "load_entropy"):
+        layers = np.array([[math.nan if x is None else x for x in r[name]] for r in steps])
+        curves[name] = layers[:, ~np.isnan(layers[0])].mean(1) if not np.isnan(layers[0]).all() else layers[:, 0]
     last = len(steps) // 5
     return {
         "validation": [(r["step"], r["loss"]) for r in records if r["split"] == "val"],
         "curves": curves,
+        "seconds": steps[-1]["seconds"],
+        "steps": steps[-1]["step"],
         **{name: float(curve[-last:].mean()) for name, curve in curves.items()},
     }
 
@@ -86,44 +106,70 @@ def draw(found: dict[str, dict[str, Any]]) -> Any:
     return figure
 
 
+def collapse(folder: Path, result: dict[str, Any], toy_text: bool) -> list[str]:
+    """The cells of a table."""
+    told = " ".join(f"{share:.0%}" for share in specialisation(folder)) if toy_text else "–"
+    return [f"{result['max_violation']:.2f}", f"{result['load_entropy']:.3f}", told]
+
+
+def accounting(folder: Path, result: dict[str, Any], _: bool) -> list[str]:
+    """The cells of a table."""
+    params, config = load_model(folder / MODEL)
+    total, active = sum(parameters_by_part(params).values()), active_parameters(params, config)
+    flops = flops_per_token(config, config.context)
+    return [f"{total:,}", f"{active:,}", f"{flops:,.0f}", f"{1e3 * result['seconds'] / result['steps']:.0f}"]
+
+
+def draw_losses(found: dict[str, dict[str, Any]]) -> Any:
+    """Validation loss against steps, and against time."""
+    figure, panels = plots.new_figure(2, 8, sharex=False)
+    for name, result in found.items():
+        steps, losses = np.array(result["validation"]).T
+        panels[0].plot(steps, losses, "o-", markersize=3, label=name)
+        panels[1].plot(steps * result["seconds"] / result["steps"], losses, "o-", markersize=3, label=name)
+    panels[0].set(xlabel="step", ylabel="validation loss, nats per byte")
+    panels[1].set(xlabel="seconds of training", ylabel="validation loss, nats per byte")
+    panels[0].legend()
+    return figure
+
+
+STUDIES: dict[str, tuple[Any, ...]] = {
+    "collapse": (COLLAPSE, "MaxVio | load entropy | expert tells dialect, by layer", collapse, draw),
+    "accounting": (ACCOUNTING, "parameters | active | operations per token | ms per step", accounting, draw_losses),
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m tinymoe.study",
         description=(__doc__ or "").partition(": ")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Flags that this command does not know go to every training run: --top-k 1 --expert-width 384",
     )
+    parser.add_argument("study", choices=list(STUDIES), help="the question")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/study"), help="folder for the runs (default: runs/study)"
     )
     parser.add_argument("--corpus", default="pydoc", help="what to train on (default: pydoc)")
     parser.add_argument("--steps", type=int, default=1000, help="of each run (default: 1000)")
-    parser.add_argument("--only", nargs="+", choices=list(METHODS), metavar="METHOD", help="some of the methods")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the rows, by their names in the table")
     given, flags = parser.parse_known_args(argv)
+    methods, heads, cells, picture = STUDIES[given.study]
     if given.steps < 10:
         raise UserError(f"--steps is {given.steps}; it must be at least 10")
-    steps = [
-        "--steps",
-        str(given.steps),
-        "--decay-steps",
-        str(given.steps),
-        "--eval-every",
-        str(max(given.steps // 10, 1)),
-    ]
-    found = {}
-    say(
-        "| balancing | validation | MaxVio | load entropy | expert tells dialect, by layer |\n| --- | --- | --- | --- | --- |"
-    )
-    for name in given.only or METHODS:
-        folder = given.out / given.corpus / name.replace(" ", "-").replace(",", "")
-        train(folder, ["--corpus", given.corpus, *steps, *METHODS[name], *flags])
-        result = found[name] = summary(folder)
-        told = [f"{share:.0%}" for share in specialisation(folder)] if given.corpus == "toy" else ["–"]
-        say(
-            f"| {name} | {result['validation'][-1][1]:.3f} | {result['max_violation']:.2f} | {result['load_entropy']:.3f} "
-            f"| {' '.join(told)} |"
-        )
-    plots.save(given.out / given.corpus / "collapse.png", draw(found))
-    say(f"picture: {given.out / given.corpus / 'collapse.png'}")
+    if unknown := set(given.only or ()) - set(methods):
+        raise UserError(f"--only {min(unknown)!r} is not a row; the rows are {', '.join(methods)}")
+    steps = ["--steps", given.steps, "--decay-steps", given.steps, "--eval-every", given.steps // 10]
+    found, folder = {}, given.out / given.study / given.corpus
+    say(f"| run | validation | {heads} |\n" + "| --- " * (heads.count("|") + 3) + "|")
+    for name in given.only or methods:
+        run_folder = folder / name.replace(" ", "-").replace(",", "")
+        train(run_folder, ["--corpus", given.corpus, *map(str, steps), *methods[name], *flags])
+        found[name] = result = summary(run_folder)
+        row = [name, f"{result['validation'][-1][1]:.3f}", *cells(run_folder, result, given.corpus == "toy")]
+        say("| " + " | ".join(row) + " |")
+    plots.save(folder / f"{given.study}.png", picture(found))
+    say(f"picture: {folder / given.study}.png")
     return 0
 
 
