@@ -14,7 +14,7 @@ FLOORS = [  # a file imports only from floors above its own
     {"errors", "sparse", "slopes", "metrics", "golden_compare"},
     {"tree", "ops"},
     {"models", "gradcheck", "optim", "data", "checkpoint", "dispatchers", "conventions"},
-    {"gate_cases", "balance_cases", "recurrent_cases", "settings", "sampling", "accounting"},
+    {"gate_cases", "balance_cases", "recurrent_cases", "settings", "sampling", "accounting", "long_text"},
     {"cases", "folder", "sparsify"},
     {"check", "bench", "state", "plots", "museum", "golden"},
     {"team", "generate"},

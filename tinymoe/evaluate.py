@@ -24,6 +24,7 @@ from .data import corpora
 from .data.windows import Batch, evaluation_batches
 from .errors import Parser, UserError, run, say
 from .folder import CHECKPOINT, CONFIG, MODEL, read_metrics
+from .long_text import chunk_losses, overlapping_loss
 from .models.language import forward
 from .models.parameters import Language, LanguageConfig
 from .settings import Settings, resolve
@@ -182,6 +183,7 @@ def language_report(work: Trained, others: Sequence[Text], windows: int | None =
     with Team(1, {}):  # one BLAS thread, memory kept: the times are those of one core
         validation, training = on(split.val), on(split.train)
         elsewhere = [on(text.tokens) for text in others]
+        chunks = long_text(work, split.val[: limit * context + 1])
     report = Report(
         f"{work.folder}: language model of {config.layers} layers, width {config.width}, {config.experts} experts, router "
         f"{config.router}, trained on {split.name}"
@@ -189,6 +191,7 @@ def language_report(work: Trained, others: Sequence[Text], windows: int | None =
     report.add("validation text", *quality(validation, split.entropy))
     report.add("training text", *quality(training, split.entropy))
     report.add("generalisation", ("train–validation gap", validation.loss - training.loss, "nats/token"))
+    report.add("validation text in chunks of the context", *chunks)
     for text, found in zip(others, elsewhere, strict=True):
         report.add(f"other text: {text.name}", *quality(found, text.entropy))
         further = found.loss - validation.loss
@@ -196,6 +199,20 @@ def language_report(work: Trained, others: Sequence[Text], windows: int | None =
     report.add("expert load on the validation text", *load(validation.counts))
     add_costs(report, work, validation)
     return report
+
+
+def long_text(work: Trained, tokens: Array) -> list[Row]:
+    """What it gains to know what went before a chunk."""
+    context, config = work.settings.context, work.settings.model
+    with np.errstate(over="ignore", invalid="ignore"):
+        losses = chunk_losses(work.params, config, tokens, context)
+        rows: list[Row] = [("each by itself", losses["apart"], "nats/token")]
+        if "carried" in losses:
+            rows.append(("state carried over", losses["carried"], "nats/token"))
+        else:
+            found = overlapping_loss(work.params, config, tokens, context)
+            rows.append(("overlapping by half", found, "nats/token, of targets with half a context or more"))
+    return rows
 
 
 def quality(found: Measured, entropy: float | None) -> list[Row]:
