@@ -18,14 +18,14 @@ FLOORS = [  # a file imports only from floors above its own
     {"cases", "folder", "sparsify"},
     {"check", "bench", "state", "plots", "museum", "golden"},
     {"team", "generate"},
-    {"trainer", "evaluate", "recipes", "search"},
-    {"arguments", "progress"},
+    {"trainer", "evaluate", "recipes"},
+    {"arguments", "progress", "search"},
     {"train", "study"},
 ]
 OPS = [
     {"pointwise", "linear", "norm", "softmax", "positions", "shift", "attention", "routing"},
-    {"sparse", "scores", "gates", "capacity", "balance", "recurrent", "likelihood", "cross", "distillation"},
-    {"experts"},
+    {"sparse", "scores", "gates", "capacity", "balance", "recurrent", "likelihood", "cross"},
+    {"experts", "distillation"},
     {"moe", "soft"},
     {"__init__"},
 ]

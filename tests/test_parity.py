@@ -19,6 +19,7 @@ from tinymoe.tree import named, tree_map
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
 import torch_balance  # noqa: E402 (they import torch)
+import torch_distillation  # noqa: E402
 import torch_gates  # noqa: E402
 import torch_recurrent  # noqa: E402
 
@@ -139,7 +140,9 @@ REFERENCES |= {
     ),
 }
 REFERENCES[ops.routed_experts] = routed_experts
-REFERENCES |= torch_gates.REFERENCES | torch_balance.REFERENCES | torch_recurrent.REFERENCES
+REFERENCES |= (
+    torch_gates.REFERENCES | torch_balance.REFERENCES | torch_recurrent.REFERENCES | torch_distillation.REFERENCES
+)
 
 
 def flat(outputs):

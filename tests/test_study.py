@@ -6,7 +6,7 @@ from test_train import SMALL
 from tinymoe import study
 from tinymoe.errors import UserError
 
-TINY = SMALL[: SMALL.index("--dense-layers")] + ["--workers", "1"]
+TINY = [*SMALL[: SMALL.index("--dense-layers")], "--workers", "1"]
 
 
 def lines(capsys, *args):

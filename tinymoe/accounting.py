@@ -81,7 +81,7 @@ def flops_by_part(config: LanguageConfig, context: int, *, masked: bool = False)
         router = products * D * E + (D * D if config.scores == "mlp" and not table else 0)
         experts = experts_per_token(config) * (mlp + D)
     if config.recurrent:
-        mixing = (2 * GATES[config.architecture] + 1) * D * D
+        mixing: float = (2 * GATES[config.architecture] + 1) * D * D
     else:
         mixing = 2 * D * D + 2 * D * config.kv_heads * (D // config.heads) + 2 * D * keys
     per_layer = {

@@ -38,6 +38,7 @@ def cases(seed: int = 0) -> Iterator[Case]:
     yield from _routing(normal, rng)
     yield from _sparse(normal, rng)
     yield from _likelihood(normal, rng)
+    yield from _distillation(normal)
     yield from recurrent_cases(normal, rng, Case)
     yield from gate_cases(normal, rng, Case)
     yield from balance_cases(normal, rng, Case)
@@ -165,3 +166,15 @@ def _likelihood(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
             yield Case(f"{n} rows, {k} experts", ops.mixture_likelihood, (normal((n, k)), 2 * normal((n, k)) ** 2))
     yield Case("far from zero", ops.cross_entropies, (normal((3, 4)) + 800, np.array([3, 0, 0])))
     yield Case("far from zero", ops.mixture_likelihood, (normal((4, 3)) - 800, normal((4, 3)) + 900))
+
+
+def _distillation(normal: Any) -> Iterator[Case]:
+    def case(name: str, logits: Any, **options: Any) -> Case:
+        return Case(name, ops.distillation, (logits,), {"teacher": normal(logits.shape), **options})
+
+    yield case("T = 1", normal((4, 6)))
+    yield case("T = 3", normal((4, 6)), temperature=3.0)
+    yield case("T = 1/2", normal((3, 5)), temperature=0.5)
+    yield case("padding", normal((5, 3)), temperature=2.0, mask=np.arange(5) % 3 != 1)
+    yield case("far from zero", normal((3, 4)) + 800)
+    yield case("no rows", normal((0, 4)), temperature=2.0)

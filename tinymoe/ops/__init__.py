@@ -11,7 +11,7 @@ Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
 Reading order: pointwise, linear, norm, softmax, positions, shift, attention, recurrent, scores, routing, gates, capacity,
-balance, sparse, experts, moe, soft, likelihood.
+balance, sparse, experts, moe, soft, likelihood, distillation.
 """
 
 from .attention import causal_attention
@@ -26,6 +26,7 @@ from .balance import (
     z_loss,
 )
 from .capacity import PRIORITIES, capacity, keep_within_capacity, renormalize_kept
+from .distillation import distillation
 from .experts import experts, grouped_linear
 from .gates import (
     base_gate,
@@ -119,6 +120,7 @@ OPERATIONS = (
     half_squared_errors,
     cross_entropies,
     mixture_likelihood,
+    distillation,
 )  # everything that has a backward
 
 __all__ = [

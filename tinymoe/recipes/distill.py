@@ -1,0 +1,45 @@
+"""A student that learns from a teacher: from all the probabilities of the next token, not only from which one it was."""
+
+from .. import ops
+from ..models.language import forward
+from ..ops.distillation import distillation
+from ..settings import Settings
+from .training import Array, Model, Objective, fit
+
+
+def distill(
+    teacher: Model, student: Model, settings: Settings, tokens: Array, alpha: float = 0.9, temperature: float = 1.0
+) -> Model:
+    """A trained copy of the student; either model may be dense or sparse.
+
+        loss = (1 − α) cross_entropy(logits, next token) + α distillation(logits, teacher's logits, T) + balancing losses
+
+    Raises ValueError unless 0 ≤ α ≤ 1 and both know the same tokens.
+    Source: Hinton, Vinyals & Dean 2015, §2; 《稀疏专家模型》 §8.2 (知识蒸馏).
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1")
+    if teacher.config.vocabulary != student.config.vocabulary:
+        raise ValueError(
+            f"the teacher has {teacher.config.vocabulary} tokens and the student {student.config.vocabulary}; "
+            "they must have the same"
+        )
+    return fit(student, settings, tokens, taught(teacher, alpha, temperature))
+
+
+def taught(teacher: Model, alpha: float, temperature: float) -> Objective:
+    """The objective of `distill`; the teacher reads the same windows."""
+
+    def objective(logits, batch):
+        (wise, _, _), _ = forward(*teacher, batch.ids)
+        hard, hard_back = ops.cross_entropy(logits, batch.targets.reshape(-1))
+        soft, soft_back = distillation(logits, teacher=wise, temperature=temperature)
+        loss = (1 - alpha) * hard + alpha * soft
+
+        def backward(dloss):
+            (dhard,), (dsoft,) = hard_back((1 - alpha) * dloss), soft_back(alpha * dloss)
+            return (dhard + dsoft,)
+
+        return loss, backward
+
+    return objective
