@@ -58,7 +58,7 @@ def weighed(rows, weights, assignment):
 
 
 MODELS = {
-    **check.MODELS,
+    **{name: options for name, options in check.MODELS.items() if "vision" not in options},
     "a hidden layer in the router, residual shared experts": {
         "scores": "mlp",
         "shared_experts": 2,

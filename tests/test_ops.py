@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from tinymoe import ops
 from tinymoe.cases import cases
-from tinymoe.gradcheck import check_gradients
+from tinymoe.gradcheck import MarginError, check_gradients
 
 CASES = list(cases())
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -40,8 +41,13 @@ def test_every_operation_has_cases_with_and_without_rows():
 
 @every_case
 def test_gradient_by_central_differences(case):
-    report = check_gradients(case.operation, *case.inputs, **case.options)
-    assert report.ok, report
+    for seed in (0, 1000, 2000):  # a sample too close to a jump is refused; then another of the same kind is taken
+        again = next(c for c in cases(seed) if str(c) == str(case)) if seed else case
+        with suppress(MarginError):
+            report = check_gradients(again.operation, *again.inputs, **again.options)
+            assert report.ok, report
+            return
+    pytest.fail("three samples in a row were refused")
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.analytic], ids=str)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinymoe import ops
-from tinymoe.models.language import mixture
+from tinymoe.models.blocks import mixture
 from tinymoe.models.parameters import ONE_CHOICE, ROUTERS, LanguageConfig, initialize
 from tinymoe.models.routers import Situation
 from tinymoe.tree import named, tree_map, with_leaves

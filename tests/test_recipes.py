@@ -11,7 +11,8 @@ from tinymoe.data import corpora
 from tinymoe.data.windows import TrainingWindows
 from tinymoe.errors import UserError
 from tinymoe.gradcheck import check_gradients
-from tinymoe.models.language import forward, mixture
+from tinymoe.models.blocks import mixture
+from tinymoe.models.language import forward
 from tinymoe.models.parameters import LanguageConfig, initialize
 from tinymoe.models.routers import Situation
 from tinymoe.ops import cross_entropy

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from tinymoe import ops, optim
-from tinymoe.cases import Case
 from tinymoe.data.images import encode_captions, shapes
 from tinymoe.gradcheck import check_gradients
-from tinymoe.models.language import block, normalize
-from tinymoe.models.parameters import Language, LanguageConfig, initialize
-from tinymoe.models.routers import Situation
-from tinymoe.models.vision import ENCODERS, Vision, VisionConfig, encode, initialize_vision
+from tinymoe.models.language import loss
+from tinymoe.models.parameters import LanguageConfig, Vision, initialize, initialize_vision
+from tinymoe.models.picture import ENCODERS, FUSIONS, VisionConfig
+from tinymoe.models.vision import encode
 from tinymoe.ops.cross import full_attention, fuse_additive, fuse_prefix, text_rows
 from tinymoe.tree import named, with_leaves
 
@@ -21,66 +20,7 @@ SMALL: dict[str, Any] = {"image": (4, 6, 3), "patch": 2, "width": 12, "heads": 3
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 
 
-def cases():
-    normal = np.random.default_rng(7).standard_normal
-    for name, b, h, g, t, s, p in (
-        ("multi-head", 2, 3, 3, 5, 5, 4),
-        ("grouped, more queries than keys", 2, 6, 2, 7, 4, 3),
-        ("multi-query, more keys than queries", 3, 4, 1, 2, 6, 5),
-        ("no queries", 2, 2, 1, 0, 3, 4),
-        ("no keys", 2, 2, 1, 3, 0, 4),
-        ("no sequences", 0, 2, 1, 3, 5, 4),
-    ):
-        yield Case(name, full_attention, (normal((b, h, t, p)), normal((b, g, s, p)), normal((b, g, s, p))))
-    for name, b, r, t, d in (
-        ("more rows than text", 2, 5, 3, 4),
-        ("one row", 3, 1, 4, 2),
-        ("no text", 2, 3, 0, 5),
-        ("no sequences", 0, 2, 3, 4),
-    ):
-        yield Case(name, fuse_prefix, (normal((b, r, d)), normal((b, t, d))))
-        yield Case(name, fuse_additive, (normal((b, r, d)), normal((b, t, d))))
-        yield Case(name, text_rows, (normal((b, r + t, d)), r))
-    yield Case("no prefix", text_rows, (normal((2, 3, 4)), 0))
-
-
-CASES = list(cases())
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-def as_dtype(values, dtype):
-    return [v.astype(dtype) if isinstance(v, np.ndarray) else v for v in values]
-
-
 # --- the operations -----------------------------------------------------------------------------------------
-
-
-@every_case
-@pytest.mark.parametrize(("method", "tolerance"), [("central", 1e-7), ("complex", 1e-12)])
-def test_gradient(case, method, tolerance):
-    report = check_gradients(case.operation, *case.inputs, method=method, tolerance=tolerance)
-    assert report.ok, report
-
-
-@every_case
-def test_float32_stays_float32_and_loses_no_more_than_rounding(case):
-    y64, _ = case.operation(*case.inputs)
-    y32, backward = case.operation(*as_dtype(case.inputs, np.float32))
-    assert {a.dtype for a in (y32, *backward(np.ones_like(y32)))} == {np.dtype(np.float32)}
-    np.testing.assert_allclose(y32, y64, rtol=2e-4, atol=2e-5)
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if c.operation is full_attention and c.name != "no keys"], ids=str)
-def test_pytorch_agrees_on_attention(case):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
-    q, k, v = (torch.tensor(a, requires_grad=True) for a in case.inputs)
-    repeated = [a.repeat_interleave(q.shape[1] // k.shape[1], 1) for a in (k, v)]
-    expected = torch.nn.functional.scaled_dot_product_attention(q, *repeated)
-    y, backward = full_attention(*case.inputs)
-    dy = RNG.standard_normal(y.shape)
-    gradients = torch.autograd.grad(expected, (q, k, v), torch.tensor(dy))
-    for ours, theirs in zip((y, *backward(dy)), (expected, *gradients), strict=True):
-        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-10, atol=1e-13)
 
 
 def test_the_last_position_of_causal_attention_sees_all():
@@ -275,83 +215,42 @@ def test_pictures_of_another_size_are_refused():
         encode(np.zeros((2, 6, 4, 3)), params, config)
 
 
-# --- a picture and its caption: encoder, fusion and the blocks of the language model ---------------------------
+# --- a picture and its caption -------------------------------------------------------------------------------
 
 
-def caption_loss(vision, language, configs, fuse, images, ids, targets):
-    """Cross-entropy of captions (B, T) of pictures (B, H, W, C); backward() → (Vision, Language)."""
-    vision_config, config = configs
-    features, encode_back = encode(images, vision, vision_config)
-    e, embedding_back = ops.embedding(ids.reshape(-1), language.embedding)
-    fused, fuse_back = fuse(features, e.reshape(*ids.shape, -1))
-    x = fused.reshape(-1, config.width)
-    backs = []
-    for p in language.blocks:
-        (x, *_), block_back = block(x, p, config, Situation(len(ids), np.zeros(len(x), int)))
-        backs.append(block_back)
-    text, text_back = text_rows(x.reshape(fused.shape), fused.shape[1] - ids.shape[1])
-    n, norm_back = normalize(text.reshape(e.shape), language.norm)
-    logits, head_back = ops.linear(n, language.head)
-    loss, loss_back = ops.cross_entropy(logits, targets.reshape(-1))
-
-    def backward(dloss):
-        dn, dhead = head_back(*loss_back(dloss))
-        drows, dnorm = norm_back(dn)
-        (dfused,) = text_back(drows.reshape(text.shape))
-        dx, dblocks = dfused.reshape(x.shape), []
-        for block_back in reversed(backs):
-            dx, dblock = block_back(dx, 0.0)
-            dblocks.append(dblock)
-        dfeatures, de = fuse_back(dx.reshape(fused.shape))
-        (dembedding,) = embedding_back(de.reshape(e.shape))
-        return encode_back(dfeatures), Language(dembedding, None, tuple(reversed(dblocks)), dnorm, dhead)
-
-    return loss, backward
-
-
-@pytest.mark.parametrize("fuse", [fuse_prefix, fuse_additive])
-def test_the_gradient_of_a_caption_reaches_every_parameter(fuse):
-    images, vision, vision_config = setup("transformer")
-    config = LanguageConfig(
-        vocabulary=11, layers=1, width=12, heads=2, kv_heads=1, experts=3, expert_width=5, tied=False
-    )
-    language = initialize(config, np.random.default_rng(2), np.float64)
-    ids, targets = np.random.default_rng(3).integers(0, 11, (2, 3, 4))
-    both = vision, language
-
-    def loss_of_leaves(*leaves):
-        tree = with_leaves(both, dict(zip(named(both), leaves, strict=True)))
-        y, backward = caption_loss(*tree, (vision_config, config), fuse, images, ids, targets)
-        return y, lambda dy: tuple(named(backward(dy)).values())
-
-    report = check_gradients(loss_of_leaves, *named(both).values(), names=list(named(both)))
-    assert report.ok, report
-    gradients = named(caption_loss(*both, (vision_config, config), fuse, images, ids, targets)[1](1.0))
-    assert all(g.any() for g in gradients.values())
-
-
-@pytest.mark.parametrize("fuse", [fuse_prefix, fuse_additive])
-def test_training_lowers_the_loss_and_the_pictures_help(fuse):
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_training_lowers_the_loss_and_the_pictures_help(fusion):
     """The captions are the names of the colours: with the wrong pictures they can be spelt, but not guessed."""
     pictures = shapes(train=300, val=0, held_out=0).train
-    ids, targets, _ = encode_captions([pictures.names["colour"][i] for i in pictures.labels["colour"]])
-    config = LanguageConfig(layers=1, width=32, heads=2, kv_heads=2, experts=2, top_k=1, expert_width=32, tied=False)
-    configs = VisionConfig(pictures.images.shape[1:], 10, 32, layers=1, heads=2, hidden=32), config
+    ids, targets, mask = encode_captions([pictures.names["colour"][i] for i in pictures.labels["colour"]])
+    sizes = {"layers": 1, "width": 32, "heads": 2, "kv_heads": 2, "experts": 2, "top_k": 1, "expert_width": 32}
+    vision = VisionConfig(pictures.images.shape[1:], 10, 32, layers=1, heads=2, hidden=32, fusion=fusion)
+    config = LanguageConfig(**sizes, tied=False, vision=vision)
     rng = np.random.default_rng(0)
-    both = initialize_vision(configs[0], rng), initialize(config, rng)
-    parameters = named(both)
+    params = initialize(config, rng)
+    parameters = named(params)
     slots = {name: optim.new_slots("adamw", p) for name, p in parameters.items()}
     losses = []
-    for step in range(1, 121):
+    for step in range(1, 161):
         rows = rng.integers(0, len(pictures), 32)
-        loss, backward = caption_loss(*both, configs, fuse, pictures.images[rows], ids[rows], targets[rows])
-        losses.append(loss)
+        options = {"mask": mask[rows], "images": pictures.images[rows]}
+        (_, parts), backward = loss(params, config, ids[rows], targets[rows], **options)
+        losses.append(parts.cross_entropy)
         for name, gradient in named(backward(np.float32(1))).items():
-            optim.adamw(parameters[name], gradient, slots[name], lr=0.01, step=step)
+            optim.adamw(parameters[name], gradient, slots[name], lr=0.005, step=step)
     assert losses[-1] < 0.5 * losses[0]
 
     right, wrong = (
-        caption_loss(*both, configs, fuse, images, ids, targets)[0]
+        loss(params, config, ids, targets, mask=mask, images=images)[0][1].cross_entropy
         for images in (pictures.images, pictures.images[::-1])
     )
     assert right < 0.5 * wrong
+
+
+def test_pictures_and_encoder_belong_together():
+    config = LanguageConfig(layers=1, width=12, heads=2, kv_heads=2, vision=VisionConfig((4, 4, 1), 2, 12, "linear"))
+    params = initialize(config, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="needs a picture for each text"):
+        loss(params, config, np.zeros((1, 2), int), np.zeros((1, 2), int))
+    with pytest.raises(ValueError, match="width 12; it must be the model's, 16"):
+        LanguageConfig(width=16, heads=2, kv_heads=2, vision=VisionConfig((4, 4, 1), 2, 12, "linear"))

@@ -23,6 +23,7 @@ def parameters_by_part(params: Language) -> dict[str, int]:
         "shared experts": size(*[m.shared for m in mixtures]),
         "dense layers": size(*[m.experts for m in mixtures if m.router is None]),
         "head": size(params.head),
+        "image encoder": size(params.vision),
     }
     return {**parts, "norms and shifts": size(params) - sum(parts.values())}
 

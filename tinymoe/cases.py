@@ -39,6 +39,7 @@ def cases(seed: int = 0) -> Iterator[Case]:
     yield from _sparse(normal, rng)
     yield from _likelihood(normal, rng)
     yield from _distillation(normal)
+    yield from _pictures(normal)
     yield from recurrent_cases(normal, rng, Case)
     yield from gate_cases(normal, rng, Case)
     yield from balance_cases(normal, rng, Case)
@@ -178,3 +179,25 @@ def _distillation(normal: Any) -> Iterator[Case]:
     yield case("padding", normal((5, 3)), temperature=2.0, mask=np.arange(5) % 3 != 1)
     yield case("far from zero", normal((3, 4)) + 800)
     yield case("no rows", normal((0, 4)), temperature=2.0)
+
+
+def _pictures(normal: Any) -> Iterator[Case]:
+    for name, b, h, g, t, s, p in (
+        ("multi-head", 2, 3, 3, 5, 5, 4),
+        ("grouped, more queries than keys", 2, 6, 2, 7, 4, 3),
+        ("multi-query, more keys than queries", 3, 4, 1, 2, 6, 5),
+        ("no queries", 2, 2, 1, 0, 3, 4),
+        ("no keys", 2, 2, 1, 3, 0, 4),
+        ("no sequences", 0, 2, 1, 3, 5, 4),
+    ):
+        yield Case(name, ops.full_attention, (normal((b, h, t, p)), normal((b, g, s, p)), normal((b, g, s, p))))
+    for name, b, r, t, d in (
+        ("more rows than text", 2, 5, 3, 4),
+        ("one row", 3, 1, 4, 2),
+        ("no text", 2, 3, 0, 5),
+        ("no sequences", 0, 2, 3, 4),
+    ):
+        yield Case(name, ops.fuse_prefix, (normal((b, r, d)), normal((b, t, d))))
+        yield Case(name, ops.fuse_additive, (normal((b, r, d)), normal((b, t, d))))
+        yield Case(name, ops.text_rows, (normal((b, r + t, d)), r))
+    yield Case("no prefix", ops.text_rows, (normal((2, 3, 4)), 0))

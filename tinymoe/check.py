@@ -19,6 +19,7 @@ from .errors import Parser, UserError, run
 from .gradcheck import TOLERANCE, MarginError, Report, check_gradients
 from .models.language import loss
 from .models.parameters import LanguageConfig, initialize
+from .models.picture import VisionConfig
 from .models.routers import Balancing, applicable
 from .ops import OPERATIONS
 from .tree import named, with_leaves
@@ -90,6 +91,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "RNN": {"architecture": "rnn"},
     "GRU, layer norm": {"architecture": "gru", "norm": "layer"},
     "LSTM, sigmoid router": {"architecture": "lstm", "router": "sigmoid"},
+    "pictures before the text, transformer encoder": {
+        "vision": VisionConfig((4, 4, 2), 2, 12, layers=1, heads=2, hidden=6),
+        "shared_experts": 1,
+    },
+    "pictures added to the text, linear encoder": {
+        "vision": VisionConfig((4, 2, 1), 2, 12, "linear", fusion="additive"),
+        "router": "hash",
+        "top_k": 1,
+    },
     "mixture of all experts": {"router": "dense"},
     "hashed tokens, random capacity": {"router": "hash", "top_k": 1, "capacity_factor": 0.5, "drop": "random"},
 }
@@ -148,12 +158,13 @@ def _check_language(config: LanguageConfig, method: str, seed: int) -> Report:
     targets[0, 0] = targets[2, 4:] = -100
     mask = np.ones(ids.shape, bool)
     mask[2, 4:] = False  # the last sequence ends in padding
+    images = None if config.vision is None else rng.random((len(ids), *config.vision.image))
     shares = [rng.dirichlet(np.ones(config.experts)) for _ in range(config.layers)]
 
     def language_loss(*arrays: np.ndarray) -> Any:
         tree = with_leaves(params, dict(zip(leaves, arrays, strict=True)))
         options = Balancing(applicable(config), 0.1, 0.01), np.random.default_rng(seed)
-        y, backward = loss(tree, config, ids, targets, *options, mask=mask, shares=shares)
+        y, backward = loss(tree, config, ids, targets, *options, mask=mask, shares=shares, images=images)
         return y, lambda dloss: tuple(named(backward(dloss)).values())
 
     return check_gradients(language_loss, *leaves.values(), names=list(leaves), method=method, seed=seed)

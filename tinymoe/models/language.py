@@ -8,291 +8,13 @@ Each function here reads downwards in the forward and upwards in the backward. T
 composition of the gradients of its operations, and has the type of the parameters: `Language`.
 """
 
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from .. import ops
-from .parameters import (
-    EXPERT_KINDS,
-    Attention,
-    Block,
-    Experts,
-    Language,
-    LanguageConfig,
-    Mixture,
-    Norm,
-    Recurrent,
-    Router,
-    Shared,
-)
-from .routers import SWITCH, UNBALANCED, Choice, Situation, balance, route, unchanged
-
-
-def normalize(x, p: Norm):
-    """RMS norm, or layer norm where there is a bias; x and y (N, D)."""
-    y, norm_back = ops.rms_norm(x, p.gain) if p.bias is None else ops.layer_norm(x, p.gain, p.bias)
-
-    def backward(dy):
-        dx, dgain, *dbias = norm_back(dy)
-        return dx, Norm(dgain, dbias[0] if dbias else None)
-
-    return y, backward
-
-
-def attention(x, p: Attention, config: LanguageConfig, batch: int):
-    """Causal self-attention over B = `batch` sequences; x and y (N, D)."""
-    shape = batch, len(x) // batch, -1, config.width // config.heads  # (B, T, H or G, P)
-    positions = np.arange(shape[1])
-
-    def heads(weight, rotate):
-        rows, linear_back = ops.linear(x, weight)
-        turned, rotary_back = ops.rotary(rows.reshape(shape), positions) if rotate else unchanged(rows.reshape(shape))
-
-        def backward(dheads):
-            (drows,) = rotary_back(dheads.swapaxes(1, 2))
-            return linear_back(drows.reshape(rows.shape))
-
-        return turned.swapaxes(1, 2), backward
-
-    q, query_back = heads(p.query, config.position == "rotary")
-    k, key_back = heads(p.key, config.position == "rotary")
-    v, value_back = heads(p.value, False)
-    a, attention_back = ops.causal_attention(q, k, v)
-    y, output_back = ops.linear(a.swapaxes(1, 2).reshape(x.shape), p.output)
-
-    def backward(dy):
-        da, doutput = output_back(dy)
-        dq, dk, dv = attention_back(da.reshape(shape).swapaxes(1, 2))
-        dx_value, dvalue = value_back(dv)
-        dx_key, dkey = key_back(dk)
-        dx_query, dquery = query_back(dq)
-        return dx_query + dx_key + dx_value, Attention(dquery, dkey, dvalue, doutput)
-
-    return y, backward
-
-
-def recurrence(x, p: Recurrent, config: LanguageConfig, batch: int, state=None):
-    """A recurrent layer over B = `batch` sequences; x and y (N, D).
-
-    state  the arrays (B, D) that an earlier call returned for the text before this one; None at the start of a text
-
-    Returns (y, state); the gradient stops at the state handed in (truncated back-propagation through time).
-    """
-    zeros = np.zeros((batch, config.width), x.dtype)
-    h0, c0 = state or (zeros, zeros)
-    rows = x.reshape(batch, -1, config.width)
-    weights = p.input, p.recurrent, p.bias
-    if config.architecture == "rnn":
-        (states, last), layer_back = ops.rnn(rows, *weights, h0)
-        carried: tuple[Any, ...] = last, zeros
-    elif config.architecture == "gru":
-        (states, last), layer_back = ops.gru(rows, *weights, p.inner_bias, h0)
-        carried = last, zeros
-    else:
-        (states, last, cell), layer_back = ops.lstm(rows, *weights, h0, c0)
-        carried = last, cell
-    y, output_back = ops.linear(states.reshape(x.shape), p.output)
-
-    def backward(dy):
-        dstates, doutput = output_back(dy)
-        none = np.zeros(zeros.shape, dy.dtype)
-        ends = (none, none) if config.architecture == "lstm" else (none,)
-        drows, dinput, drecurrent, dbias, *others = layer_back(dstates.reshape(states.shape), *ends)
-        dinner = others[0] if config.architecture == "gru" else None
-        return drows.reshape(x.shape), Recurrent(dinput, drecurrent, dbias, dinner, doutput)
-
-    return (y, carried), backward
-
-
-def mix_positions(x, p: Attention | Recurrent, config: LanguageConfig, at: Situation):
-    """Attention or a recurrent layer; returns (y, state), the state None for attention."""
-    if isinstance(p, Recurrent):
-        return recurrence(x, p, config, at.batch, at.state)
-    y, backward = attention(x, p, config, at.batch)
-    return (y, None), backward
-
-
-def mixture(x, p: Mixture, config: LanguageConfig, at: Situation):
-    """A mixture of experts; x and y (N, D). Returns (y, loss, routed): the weighed balancing losses, and for reports what
-    the router did; a dense layer has neither loss nor report."""
-    if p.router is None:
-        return dense(x, p, config)
-    if config.router == "soft":
-        return soft_mixture(x, p, config, at)
-    tokens, mask_back = masked(x, at.mask)
-    choice, route_back = route(tokens, p.router, config, at)
-    (loss, report), balance_back = balance(choice, config, at)
-    assignment = ops.group_by_expert(choice.indices, config.experts, choice.kept)
-    routed, experts_back = ops.routed_experts(
-        tokens, choice.weights, *matrices(p.experts), assignment=assignment, activation=EXPERT_KINDS[config.expert_kind]
-    )
-    y, shared_back = with_shared(tokens, routed, p.shared, config)
-
-    def backward(dy, dloss):
-        dtokens_shared, drouted, dshared = shared_back(dy)
-        dtokens_experts, dweights, *dexperts = experts_back(drouted)
-        dweights_balance, dlogits, dload = balance_back(dloss)
-        dtokens_router, drouter = route_back(dweights + dweights_balance, dlogits, dload)
-        (dx,) = mask_back(dtokens_shared + dtokens_experts + dtokens_router)
-        return dx, Mixture(drouter, gradient_of_experts(*dexperts), dshared)
-
-    return (y, loss, choice._replace(balance=report)), backward
-
-
-def dense(x, p: Mixture, config: LanguageConfig):
-    """One expert for all: a feed-forward network."""
-    y, experts_back = feed_forward(x, p.experts, config)
-
-    def backward(dy, _):
-        dx, dexperts = experts_back(dy)
-        return dx, Mixture(None, dexperts, None)
-
-    return (y, 0.0, None), backward
-
-
-def soft_mixture(x, p: Mixture, config: LanguageConfig, at: Situation):
-    """Soft MoE, each sequence on its own: its experts see weighted means of the sequence's tokens."""
-    router: Any = p.router
-    activation = EXPERT_KINDS[config.expert_kind]
-    outputs, soft_backs = zip(
-        *[
-            ops.soft_moe(tokens, router.weight, router.scale[0], *matrices(p.experts), activation=activation)
-            for tokens in x.reshape(at.batch, -1, x.shape[1])
-        ],
-        strict=True,
-    )
-    y, shared_back = with_shared(x, np.concatenate(outputs), p.shared, config)
-
-    def backward(dy, _):
-        dx_shared, dsoft, dshared = shared_back(dy)
-        parts = dsoft.reshape(at.batch, -1, x.shape[1])
-        dtokens, *dweights = zip(*[back(part) for back, part in zip(soft_backs, parts, strict=True)], strict=True)
-        dslots, dscale, *dexperts = (np.sum(dweight, axis=0) for dweight in dweights)
-        drouter = Router(dslots, None, np.reshape(dscale, 1), None, None)
-        return dx_shared + np.concatenate(dtokens), Mixture(drouter, gradient_of_experts(*dexperts), dshared)
-
-    return (y, 0.0, None), backward
-
-
-def with_shared(x, routed, p: Shared | None, config: LanguageConfig):
-    """Add what a shared expert, visited by all tokens, makes of x to what the routed ones returned; all (N, D).
-
-        plain      y = routed + s                                   DeepSeekMoE
-        gated      y = routed + sigmoid(x g) s                      Qwen2-MoE
-        residual   y = α₀ routed + α₁ s,   α = softmax(x g + b)     DeepSpeed's residual MoE
-
-    backward(dy) → (dx, drouted, dshared)
-    """
-    if p is None:
-        return routed, lambda dy: (0, dy, None)
-    s, experts_back = feed_forward(x, p.experts, config)
-    if p.gate is None:
-
-        def backward(dy):
-            dx, dexperts = experts_back(dy)
-            return dx, dy, Shared(dexperts, None, None)
-
-        return routed + s, backward
-    scores, linear_back = ops.linear(x, p.gate) if p.bias is None else ops.linear(x, p.gate, p.bias)
-    shares, shares_back = ops.sigmoid(scores) if p.bias is None else ops.softmax(scores)  # (N, 1) or (N, 2)
-    of_routed = 1 if p.bias is None else shares[:, :1]
-    y = of_routed * routed + shares[:, -1:] * s
-
-    def gated_backward(dy):
-        dshares = [np.vecdot(part, dy) for part in ((s,) if p.bias is None else (routed, s))]
-        dx_gate, *dgate = linear_back(*shares_back(np.stack(dshares, 1)))
-        dx_experts, dexperts = experts_back(shares[:, -1:] * dy)
-        return (
-            dx_gate + dx_experts,
-            of_routed * dy,
-            Shared(dexperts, dgate[0], dgate[1] if p.bias is not None else None),
-        )
-
-    return y, gated_backward
-
-
-def feed_forward(x, p: Experts, config: LanguageConfig):
-    """A single expert for all rows of x (N, D)."""
-    y, experts_back = ops.experts(
-        x, *matrices(p), counts=np.array([len(x)]), activation=EXPERT_KINDS[config.expert_kind]
-    )
-
-    def backward(dy):
-        dx, *dexperts = experts_back(dy)
-        return dx, gradient_of_experts(*dexperts)
-
-    return y, backward
-
-
-def matrices(p: Experts):
-    """In the order in which `ops.experts` takes them."""
-    return p.up, p.down, p.gate
-
-
-def gradient_of_experts(up, down, gate=None):
-    """`Experts` from the gradients that `ops.experts` returns, which has none for an absent gate."""
-    return Experts(up, down, gate)
-
-
-def masked(x, mask):
-    """Zeros in place of padding, whatever stood there; x and y (N, D)."""
-    if mask is None:
-        return unchanged(x)
-    y = np.where(mask[:, None], x, 0)
-
-    def backward(dy):
-        return (np.where(mask[:, None], dy, 0),)
-
-    return y, backward
-
-
-def block(x, p: Block, config: LanguageConfig, at: Situation):
-    """middle = x + attention(norm(x)),  y = middle + mixture(norm(middle)); returns (y, loss, routed, state)."""
-    n, attention_norm_back = normalize(x, p.attention_norm)
-    s, attention_shift_back = shift(n, p.attention_shift, at.batch)
-    (a, state), attention_back = mix_positions(s, p.attention, config, at)
-    a_kept, attention_drop_back = drop(a, config.dropout, at.rng)
-    middle = x + a_kept
-    m, mixture_norm_back = normalize(middle, p.mixture_norm)
-    t, mixture_shift_back = shift(m, p.mixture_shift, at.batch)
-    (e, loss, routed), mixture_back = mixture(t, p.mixture, config, at)
-    e_kept, mixture_drop_back = drop(e, config.dropout, at.rng)
-    y = middle + e_kept
-
-    def backward(dy, dloss):
-        (de,) = mixture_drop_back(dy)
-        dt, dmixture = mixture_back(de, dloss)
-        dm, dmixture_shift = mixture_shift_back(dt)
-        dmiddle, dmixture_norm = mixture_norm_back(dm)
-        dmiddle += dy
-        (da,) = attention_drop_back(dmiddle)
-        ds, dattention = attention_back(da)
-        dn, dattention_shift = attention_shift_back(ds)
-        dx, dattention_norm = attention_norm_back(dn)
-        dx += dmiddle
-        dattended = dattention_norm, dattention_shift, dattention
-        return dx, Block(*dattended, dmixture_norm, dmixture_shift, dmixture)
-
-    return (y, loss, routed, state), backward
-
-
-def shift(x, mix, batch: int):
-    """Token shift over B = `batch` sequences, or nothing where there is no `mix`; x and y (N, D)."""
-    y, shift_back = unchanged(x) if mix is None else ops.token_shift(x.reshape(batch, -1, x.shape[1]), mix)
-
-    def backward(dy):
-        dx, *dmix = shift_back(dy.reshape(y.shape))
-        return dx.reshape(x.shape), dmix[0] if dmix else None
-
-    return y.reshape(x.shape), backward
-
-
-def drop(x, rate, rng):
-    """Dropout with a mask drawn from `rng`; without one (evaluation), nothing."""
-    if rng is None or rate == 0:
-        return unchanged(x)
-    return ops.dropout(x, rng.random(x.shape, dtype=np.float32) >= rate, rate)
+from .blocks import block, drop, normalize
+from .parameters import Language, LanguageConfig
+from .routers import SWITCH, UNBALANCED, Choice, Situation, unchanged
+from .vision import with_picture
 
 
 def place(x, params: Language, config: LanguageConfig, batch: int):
@@ -314,27 +36,46 @@ def place(x, params: Language, config: LanguageConfig, batch: int):
     return y.reshape(x.shape), backward
 
 
-def forward(params: Language, config: LanguageConfig, ids, rng=None, *, balancing=UNBALANCED, mask=None, shares=None):
+def forward(
+    params: Language,
+    config: LanguageConfig,
+    ids,
+    rng=None,
+    *,
+    balancing=UNBALANCED,
+    mask=None,
+    shares=None,
+    images=None,
+):
     """Scores for the next token at every position.
 
     ids     (B, T)    int
     mask    (B, T)    bool, False for padding, which goes to no expert and counts in no balancing loss; None if there is
                       none. Nothing looks ahead: pad at the end, and give padding no target
     shares  a list with (E,) for each layer, the share of the tokens of a larger batch; for balancing by "global" only
+    images  (B, H, W, C) what each text is about, for a model with an image encoder
     logits  (B·T, V)
 
     Returns (logits, losses, routed), backward(dlogits, dlosses); losses and records have one entry per layer, 0 and None
     for a layer without a router. `rng` draws noise and dropout masks of training; without it the model is evaluated.
     `backward` frees the activations block by block as it goes down, so it can be called once.
     """
-    (logits, losses, routed, _), backward = read_on(
-        params, config, ids, None, rng, balancing=balancing, mask=mask, shares=shares
-    )
+    options = {"balancing": balancing, "mask": mask, "shares": shares, "images": images}
+    (logits, losses, routed, _), backward = read_on(params, config, ids, None, rng, **options)
     return (logits, losses, routed), backward
 
 
 def read_on(
-    params: Language, config: LanguageConfig, ids, states, rng=None, *, balancing=UNBALANCED, mask=None, shares=None
+    params: Language,
+    config: LanguageConfig,
+    ids,
+    states,
+    rng=None,
+    *,
+    balancing=UNBALANCED,
+    mask=None,
+    shares=None,
+    images=None,
 ):
     """`forward` for a text that goes on: returns (logits, losses, routed, states), backward.
 
@@ -343,11 +84,12 @@ def read_on(
 
     Source: 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §9.5 (long texts in chunks).
     """
-    flat = None if mask is None else mask.reshape(-1)
-    at = Situation(len(ids), ids.reshape(-1), rng, flat, balancing)
-    e, embedding_back = ops.embedding(at.ids, params.embedding)
-    placed, place_back = place(e, params, config, at.batch)
-    x, drop_back = drop(placed, config.dropout, rng)
+    batch = len(ids)
+    e, embedding_back = ops.embedding(ids.reshape(-1), params.embedding)
+    placed, place_back = place(e, params, config, batch)
+    (fused, seen_ids, seen_mask), fuse_back = with_picture(placed, images, params.vision, config, ids, mask)
+    at = Situation(batch, seen_ids, rng, seen_mask, balancing)
+    x, drop_back = drop(fused, config.dropout, rng)
     block_backs, losses, records = [], [], []
     carried = []
     for layer, p in enumerate(params.blocks):
@@ -357,24 +99,30 @@ def read_on(
         block_backs.append(block_back)
         losses.append(layer_loss)
         records.append(routed)
-    n, norm_back = normalize(x, params.norm)
+    rows = x.reshape(batch, -1, config.width)
+    text, text_back = ops.text_rows(rows, rows.shape[1] - ids.shape[1])
+    n, norm_back = normalize(text.reshape(-1, config.width), params.norm)
     logits, head_back = ops.linear(n, params.embedding.T if params.head is None else params.head)
 
     def backward(dlogits, dlosses):
         if len(block_backs) != len(params.blocks):
             raise RuntimeError("this backward has run and freed its activations; run the forward again")
         dn, dhead = head_back(dlogits)
-        dx, dnorm = norm_back(dn)
+        dtext, dnorm = norm_back(dn)
+        (drows,) = text_back(dtext.reshape(text.shape))
+        dx = drows.reshape(x.shape)
         dblocks = []
         for dloss in reversed(dlosses):
             dx, dblock = block_backs.pop()(dx, dloss)
             dblocks.append(dblock)
-        (dplaced,) = drop_back(dx)
+        (dfused,) = drop_back(dx)
+        dplaced, dvision = fuse_back(dfused)
         de, dpositions = place_back(dplaced)
         (dembedding,) = embedding_back(de)
+        dlayers = dpositions, tuple(reversed(dblocks)), dnorm
         if params.head is None:
-            return Language(dembedding + dhead.T, dpositions, tuple(reversed(dblocks)), dnorm, None)
-        return Language(dembedding, dpositions, tuple(reversed(dblocks)), dnorm, dhead)
+            return Language(dembedding + dhead.T, *dlayers, None, dvision)
+        return Language(dembedding, *dlayers, dhead, dvision)
 
     return (logits, tuple(losses), tuple(records), tuple(carried)), backward
 
@@ -397,6 +145,7 @@ def loss(
     *,
     mask=None,
     shares=None,
+    images=None,
 ):
     """Cross-entropy of the targets plus the balancing losses.
 
@@ -404,12 +153,12 @@ def loss(
 
     ids      (B, T)  int
     targets  (B, T)  int, the token that follows each; −100 where there is none to predict
-    mask, shares     see `forward`
+    mask, shares, images  see `forward`
 
     Returns (loss, parts), backward; `backward(1.0)` is the gradient, a `Language`, and can be called once.
     """
     (logits, losses, routed), forward_back = forward(
-        params, config, ids, rng, balancing=balancing, mask=mask, shares=shares
+        params, config, ids, rng, balancing=balancing, mask=mask, shares=shares, images=images
     )
     cross_entropy, cross_entropy_back = ops.cross_entropy(logits, targets.reshape(-1))
     reports = [r.balance for r in routed if r is not None]

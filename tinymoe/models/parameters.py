@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from .picture import VisionConfig
 
 Array = np.ndarray
 
@@ -84,6 +85,7 @@ class LanguageConfig:
     shift: bool = False  # each half of a block also sees the token before; transformer only
     tied: bool = True  # the output projection is the embedding table
     dropout: float = 0.0  # on the embedding and on what each half of a block adds
+    vision: VisionConfig | None = None  # an image encoder, for a model of texts about pictures
 
     def __post_init__(self) -> None:
         for name in (
@@ -125,6 +127,8 @@ class LanguageConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         self._check_router()
+        if self.vision is not None and self.vision.width != self.width:
+            raise ValueError(f"the image encoder has width {self.vision.width}; it must be the model's, {self.width}")
 
     def _check_router(self) -> None:
         wanted = 1 if self.router in ONE_CHOICE else 2 if self.router == "gshard" else self.top_k
@@ -237,6 +241,16 @@ class Language:
     blocks: tuple[Block, ...]
     norm: Norm
     head: Array | None  # (D, V); None when tied to the embedding
+    vision: "Vision | None" = None  # the image encoder of a model of texts about pictures
+
+
+@dataclass
+class Vision:
+    projection: Array  # (S·S·C, D)
+    positions: Array  # (R, D)
+    blocks: tuple[Block, ...]  # none in a linear encoder
+    norm: Norm
+    output: Array  # (D, D)
 
 
 def initialize(config: LanguageConfig, rng: np.random.Generator, dtype: Any = np.float32) -> Language:
@@ -309,10 +323,51 @@ def initialize(config: LanguageConfig, rng: np.random.Generator, dtype: Any = np
         mix = [np.full(D, 0.3, dtype) if config.shift and not config.recurrent else None for _ in range(2)]
         return Block(norm(), mix[0], attention, norm(), mix[1], Mixture(router, experts, shared))
 
-    return Language(
+    params = Language(
         normal(config.vocabulary, D, std=0.02 if config.tied else 0.5),
         normal(config.context, D, std=0.02) if config.position == "learned" else None,
         tuple(block(layer) for layer in range(config.layers)),
         norm(),
         None if config.tied else normal(D, config.vocabulary, std=0.02),
+    )
+    if config.vision is not None:
+        params.vision = initialize_vision(config.vision, rng, dtype)
+    return params
+
+
+def initialize_vision(config: VisionConfig, rng: np.random.Generator, dtype: Any = np.float32) -> Vision:
+    """Random parameters.
+
+    Normal with standard deviation 1/√(inputs), so that products keep their size; positions 0.5, beside which the patches
+    of a dark picture are no larger; blocks as in `initialize`; gains 1.
+    """
+
+    def normal(*shape: int, std: float) -> Array:
+        return (std * rng.standard_normal(shape)).astype(dtype)
+
+    D = config.width
+    return Vision(
+        normal(config.pixels, D, std=config.pixels**-0.5),
+        normal(config.rows, D, std=0.5),
+        () if config.encoder == "linear" else initialize(encoder_blocks(config), rng, dtype).blocks,
+        Norm(np.ones(D, dtype), None),
+        normal(D, D, std=D**-0.5),
+    )
+
+
+def encoder_blocks(config: VisionConfig) -> LanguageConfig:
+    """The encoder's blocks as those of a language model without words, whose layers are all dense."""
+    return LanguageConfig(
+        vocabulary=1,
+        context=1,
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        kv_heads=config.heads,
+        experts=1,
+        top_k=1,
+        expert_width=config.hidden,
+        expert_kind="gelu",
+        dense_layers=tuple(range(config.layers)),
+        position="none",
     )

@@ -12,110 +12,44 @@ Letters besides the usual ones: S pixels on a side of a patch · R patches (rows
 Source: Dosovitskiy et al. 2021 (ViT), eq. 1–4, without the class token: the language model reads all patches.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import ops
 from ..data.images import patches
-from ..ops.cross import full_attention
-from . import parameters
-from .language import feed_forward, normalize
-from .parameters import Array, Attention, Block, LanguageConfig, Mixture, Norm
-
-ENCODERS = {
-    "linear": "each patch by itself, projected",
-    "transformer": "patches that see each other through blocks of attention",
-}
+from ..ops import full_attention, fuse_additive, fuse_prefix
+from .blocks import feed_forward, normalize
+from .parameters import Attention, Block, LanguageConfig, Mixture, Vision, encoder_blocks
+from .picture import VisionConfig
+from .routers import unchanged
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """The shape of an encoder. Raises ValueError for one that can't be built."""
+def with_picture(x, images, p: Vision | None, config: LanguageConfig, ids, mask=None):
+    """Fuse the rows x (B·T, D) of texts `ids` (B, T) with what the encoder makes of their pictures.
 
-    image: tuple[int, int, int] = (20, 20, 3)  # H, W, C: height, width, channels
-    patch: int = 5  # S
-    width: int = 128  # D, of the language model
-    encoder: str = "transformer"
-    layers: int = 2  # transformer only, as the rest
-    heads: int = 4
-    hidden: int = 256  # F
-
-    def __post_init__(self) -> None:
-        for name in ("patch", "width", "layers", "heads", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if len(self.image) != 3 or min(self.image) < 1:
-            raise ValueError(
-                f"image is {self.image}; it must be three numbers, each at least 1: height, width, channels"
-            )
-        if self.image[0] % self.patch or self.image[1] % self.patch:
-            raise ValueError(
-                f"patch is {self.patch}; it must divide both sides of the picture, {self.image[0]} and {self.image[1]}"
-            )
-        if self.encoder not in ENCODERS:
-            raise ValueError(f"encoder is {self.encoder!r}; choose one of {', '.join(ENCODERS)}")
-        if self.encoder == "transformer" and self.width % self.heads:
-            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads; change one of them")
-
-    @property
-    def rows(self) -> int:
-        """R, the patches of a picture."""
-        return self.image[0] // self.patch * (self.image[1] // self.patch)
-
-    @property
-    def pixels(self) -> int:
-        """S·S·C, the numbers in a patch."""
-        return self.patch * self.patch * self.image[2]
-
-    @property
-    def blocks(self) -> LanguageConfig:
-        """The encoder's blocks as those of a language model without words, whose layers are all dense."""
-        return LanguageConfig(
-            vocabulary=1,
-            context=1,
-            layers=self.layers,
-            width=self.width,
-            heads=self.heads,
-            kv_heads=self.heads,
-            experts=1,
-            top_k=1,
-            expert_width=self.hidden,
-            expert_kind="gelu",
-            dense_layers=tuple(range(self.layers)),
-            position="none",
-        )
-
-
-@dataclass
-class Vision:
-    projection: Array  # (S·S·C, D)
-    positions: Array  # (R, D)
-    blocks: tuple[Block, ...]  # none in a linear encoder
-    norm: Norm
-    output: Array  # (D, D)
-
-
-def initialize_vision(config: VisionConfig, rng: np.random.Generator, dtype: Any = np.float32) -> Vision:
-    """Random parameters.
-
-    Normal with standard deviation 1/√(inputs), so that products keep their size; positions 0.5, beside which the patches
-    of a dark picture are no larger; blocks as in `parameters.initialize`; gains 1.
+    Returns (rows, the rows' ids, their mask or None), backward(drows) → (dx, Vision). The rows of a picture have id 0.
+    Raises ValueError when a model with an encoder gets no pictures, or one without gets some.
     """
+    if (p is None) != (images is None):
+        raise ValueError("a model with an image encoder needs a picture for each text, and only such a model takes any")
+    seen, flat = ids.reshape(-1), None if mask is None else mask.reshape(-1)
+    if p is None or config.vision is None:
+        y, same_back = unchanged(x)
+        return (y, seen, flat), lambda dy: (*same_back(dy), None)
+    batch, rows = len(ids), config.vision.rows
+    features, encode_back = encode(images, p, config.vision)
+    prefix = config.vision.fusion == "prefix"
+    fused, fuse_back = (fuse_prefix if prefix else fuse_additive)(features, x.reshape(batch, -1, config.width))
+    if prefix:
+        seen = np.concatenate([np.zeros((batch, rows), ids.dtype), ids], 1).reshape(-1)
+        flat = None if mask is None else np.concatenate([np.ones((batch, rows), bool), mask], 1).reshape(-1)
 
-    def normal(*shape: int, std: float) -> Array:
-        return (std * rng.standard_normal(shape)).astype(dtype)
+    def backward(dy):
+        dfeatures, dtext = fuse_back(dy.reshape(fused.shape))
+        return dtext.reshape(x.shape), encode_back(dfeatures)
 
-    D = config.width
-    blocks = () if config.encoder == "linear" else parameters.initialize(config.blocks, rng, dtype).blocks
-    return Vision(
-        normal(config.pixels, D, std=config.pixels**-0.5),
-        normal(config.rows, D, std=0.5),
-        blocks,
-        Norm(np.ones(D, dtype), None),
-        normal(D, D, std=D**-0.5),
-    )
+    return (fused.reshape(-1, config.width), seen, flat), backward
 
 
 def encode(images, p: Vision, config: VisionConfig):
@@ -135,7 +69,7 @@ def encode(images, p: Vision, config: VisionConfig):
     x = placed.reshape(e.shape)
     block_backs = []
     for block in p.blocks:
-        x, block_back = encoder_block(x, block, config.blocks, batch)
+        x, block_back = encoder_block(x, block, encoder_blocks(config), batch)
         block_backs.append(block_back)
     n, norm_back = normalize(x, p.norm)
     rows, output_back = ops.linear(n, p.output)

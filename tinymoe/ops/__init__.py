@@ -10,8 +10,8 @@ is written to, and a `backward` can be called again.
 Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads · P width per
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
-Reading order: pointwise, linear, norm, softmax, positions, shift, attention, recurrent, scores, routing, gates, capacity,
-balance, sparse, experts, moe, soft, likelihood, distillation.
+Reading order: pointwise, linear, norm, softmax, positions, shift, attention, cross, recurrent, scores, routing, gates,
+capacity, balance, sparse, experts, moe, soft, likelihood, distillation.
 """
 
 from .attention import causal_attention
@@ -26,6 +26,7 @@ from .balance import (
     z_loss,
 )
 from .capacity import PRIORITIES, capacity, keep_within_capacity, renormalize_kept
+from .cross import full_attention, fuse_additive, fuse_prefix, text_rows
 from .distillation import distillation
 from .experts import experts, grouped_linear
 from .gates import (
@@ -83,6 +84,10 @@ OPERATIONS = (
     rotary,
     token_shift,
     causal_attention,
+    full_attention,
+    fuse_prefix,
+    fuse_additive,
+    text_rows,
     rnn,
     gru,
     lstm,
