@@ -4,7 +4,7 @@ Parameters and operations go by the same parts, so that they can stand side by s
 but only a few of them have work, and attention has work, scores and means, for which it needs no parameters.
 """
 
-from .models.parameters import GATES, Language, LanguageConfig
+from .models.parameters import GATES, Language, LanguageConfig, encoder_blocks
 from .tree import named
 
 
@@ -99,3 +99,19 @@ def flops_by_part(config: LanguageConfig, context: int, *, masked: bool = False)
 def flops_per_token(config: LanguageConfig, context: int) -> float:
     """Floating-point operations per token of the forward pass over sequences of `context` tokens: all parts together."""
     return sum(flops_by_part(config, context).values())
+
+
+def flops_per_caption(config: LanguageConfig, length: int) -> float:
+    """Floating-point operations of the forward pass over a picture and a caption of T = `length` tokens.
+
+    The encoder's R rows see each other; in front of the text they go through the language model, too, all but its head.
+    """
+    vision = config.vision
+    if vision is None:
+        raise ValueError("the model has no image encoder")
+    seen = length + (vision.rows if vision.fusion == "prefix" else 0)
+    text, encoder = flops_by_part(config, seen), flops_by_part(encoder_blocks(vision), vision.rows, masked=True)
+    blocks = 0.0 if vision.encoder == "linear" else sum(encoder.values()) - encoder["head"]
+    projections = 2.0 * (vision.pixels * vision.width + vision.width**2)
+    language = seen * (sum(text.values()) - text["head"]) + length * text["head"]
+    return language + vision.rows * (blocks + projections)

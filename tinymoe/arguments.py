@@ -12,6 +12,7 @@ from .folder import CHECKPOINT, CONFIG, MODEL, new_folder
 from .models.parameters import ROUTERS
 from .models.routers import LOSSES
 from .settings import PRESET_HELP, PRESETS, Settings, flag, read_toml, resolve
+from .sources import CaptionSource, TextSource, new_source
 from .state import State, load_state, new_state
 
 DESCRIPTION = """Train a language model with sparse experts on text, in NumPy.
@@ -35,7 +36,8 @@ def parser() -> Parser:
         f"recipes for --sparsity:\n{recipes}\n\nexamples:\n"
         "  python -m tinymoe.train\n"
         "  python -m tinymoe.train --corpus my.txt --out runs/mine --steps 3000\n"
-        "  python -m tinymoe.train --resume runs/mine --steps 4000\n",
+        "  python -m tinymoe.train --resume runs/mine --steps 4000\n"
+        "  python -m tinymoe.train --task caption\n",
     )
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -87,7 +89,7 @@ class Run:
     folder: Path
     settings: Settings
     state: State
-    corpus: corpora.Split
+    source: TextSource | CaptionSource
 
 
 def prepare(argv: list[str] | None = None) -> Run:
@@ -108,14 +110,14 @@ def prepare(argv: list[str] | None = None) -> Run:
         settings, state, sha256 = resolve(flags, config), None, None
         here = tuple(c if corpora.is_name(c) else str(Path(c).resolve()) for c in settings.corpus)
         settings = replace(settings, corpus=here)  # so that the run can be resumed from anywhere
-    corpus = corpora.load_split(settings.corpus, settings.context, settings.seed)
-    if sha256 not in (None, corpus.sha256):
+    source = new_source(settings)
+    if sha256 not in (None, source.sha256):
         raise UserError(
-            f"the corpus {corpus.name} is not the text that {resume} was trained on (sha256 "
-            f"{corpus.sha256[:12]} instead of {str(sha256)[:12]}); restore it, or train anew"
+            f"the corpus {source.name} is not the text that {resume} was trained on (sha256 "
+            f"{source.sha256[:12]} instead of {str(sha256)[:12]}); restore it, or train anew"
         )
     state = state or new_state(settings)
-    return Run(resume or new_folder(out, overwrite, settings), settings, state, corpus)
+    return Run(resume or new_folder(out, overwrite, settings), settings, state, source)
 
 
 def _resumed(folder: Path, flags: dict[str, Any]) -> tuple[Settings, State | None, str | None]:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import metrics, ops
-from .accounting import active_parameters, flops_by_part, parameters_by_part
+from .accounting import active_parameters, flops_by_part, flops_per_caption, parameters_by_part
+from .captioning import balance_by_modality, exact
 from .checkpoint import load_arrays, write_atomically
 from .data import corpora
 from .data.windows import Batch, evaluation_batches
@@ -28,6 +29,7 @@ from .long_text import chunk_losses, overlapping_loss
 from .models.language import forward
 from .models.parameters import Language, LanguageConfig
 from .settings import Settings, resolve
+from .sources import CaptionSource
 from .state import load_model
 from .team import Team
 from .tree import named
@@ -83,7 +85,7 @@ class Trained(NamedTuple):
     folder: Path
     settings: Settings
     params: Language
-    corpus: corpora.Split
+    corpus: corpora.Split | CaptionSource
 
 
 def load_run(folder: Path) -> Trained:
@@ -98,7 +100,11 @@ def load_run(folder: Path) -> Trained:
     params, config = load_model(folder / MODEL)
     if config != settings.model:
         raise UserError(f"{folder / CONFIG} and the {MODEL} beside it are not of the same run; restore one of them")
-    corpus = corpora.load_split(settings.corpus, settings.context, settings.seed)
+    corpus: corpora.Split | CaptionSource
+    if settings.task == "caption":
+        corpus = CaptionSource(settings)
+    else:
+        corpus = corpora.load_split(settings.corpus, settings.context, settings.seed)
     if (folder / CHECKPOINT).exists():
         trained_on = load_arrays(folder / CHECKPOINT)[1].get("corpus_sha256")
         if trained_on != corpus.sha256:
@@ -155,12 +161,12 @@ def measure(params: Language, config: LanguageConfig, batches: Iterable[Batch]) 
         targets = batch.targets.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):  # a model that has diverged has a loss, too: inf or nan
             began = time.perf_counter()
-            (logits, _, routed), _ = forward(params, config, batch.ids)
+            (logits, _, routed), _ = forward(params, config, batch.ids, mask=batch.mask, images=batch.images)
             seconds += time.perf_counter() - began
             mean, _ = ops.cross_entropy(logits, targets)
-        losses.append(float(mean) * len(targets))
+        losses.append(float(mean) * batch.predicted)
         right += int((logits.argmax(1) == targets).sum())
-        tokens += len(targets)
+        tokens += batch.predicted
         records.append([None if choice is None else choice.counts for choice in routed])
     by_layer = zip(*records, strict=True)
     counts = tuple(None if layer[0] is None else np.sum(layer, axis=0) for layer in by_layer)
@@ -174,6 +180,7 @@ def language_report(work: Trained, others: Sequence[Text], windows: int | None =
     validation text happens to be the easier one, it is negative.
     """
     context, config, split = work.settings.context, work.settings.model, work.corpus
+    assert isinstance(split, corpora.Split)
     limit = len(range(0, len(split.val) - context, context))
     limit = limit if windows is None else min(limit, windows)
 
@@ -197,7 +204,53 @@ def language_report(work: Trained, others: Sequence[Text], windows: int | None =
         further = found.loss - validation.loss
         report.add("generalisation", (f"to {text.name}", further, "nats/token above the validation loss"))
     report.add("expert load on the validation text", *load(validation.counts))
+    add_parameters(report, work)
+    flops = flops_by_part(config, context)
+    report.add(
+        f"operations per token, forward, mean over {context} positions",
+        ("total", sum(flops.values()), "FLOPs"),
+        *[(part, count, "FLOPs") for part, count in flops.items() if count],
+    )
     add_costs(report, work, validation)
+    return report
+
+
+def caption_report(work: Trained, most: int | None = None) -> Report:
+    """Measure a captioning model on new pictures, on pictures that it was trained on, and on combinations it never saw.
+
+    `most` limits the number of pictures of each kind; without it, 400.
+    """
+    config, source, params = work.settings.model, work.corpus, work.params
+    assert isinstance(source, CaptionSource)
+    report = Report(f"{work.folder}: captions of {source.name}, {config.layers} layers, width {config.width}")
+    kinds = {"new pictures": source.split.val, "pictures trained on": source.split.train}
+    kinds["combinations never seen"] = source.split.held_out
+    shares = {}
+    with Team(1, {}):
+        began, count = time.perf_counter(), 0
+        for name, pictures in kinds.items():
+            some = pictures.take(np.arange(min(most or 400, len(pictures))))
+            count += len(some)
+            shares[name] = exact(params, config, some, source.longest)
+            report.add(name, ("captions exactly right", shares[name], f"of {len(some)} pictures"))
+        seconds = time.perf_counter() - began
+        batch = next(iter(source.evaluation(50)))
+        found = measure(params, config, [batch])
+        balances = balance_by_modality(params, config, batch)
+    report.add("new pictures", ("loss", found.loss, "nats/token"), ("next-token accuracy", found.accuracy, "of tokens"))
+    gap = shares["pictures trained on"] - shares["new pictures"]
+    further = shares["new pictures"] - shares["combinations never seen"]
+    report.add("generalisation", ("train–validation gap", gap, "of captions"), ("to new combinations", further, "lost"))
+    for layer, balance in enumerate(balances):
+        if balance is not None:
+            for kind, share, violation in zip(("picture", "text"), balance.share, balance.max_violation, strict=True):
+                if share:
+                    report.add(
+                        "expert load by modality", (f"layer {layer}, {kind} rows, MaxVio", violation, "0 is even")
+                    )
+    add_parameters(report, work)
+    report.add("operations, forward", ("a picture and its caption", flops_per_caption(config, source.longest), "FLOPs"))
+    report.add("time", ("captions", count / seconds, "a second on one core, byte by byte and without a cache"))
     return report
 
 
@@ -239,10 +292,10 @@ def load(counts: Iterable[Array | None]) -> list[Row]:
     return rows
 
 
-def add_costs(report: Report, work: Trained, validation: Measured) -> None:
-    """Parameters, operations, bytes and time."""
+def add_parameters(report: Report, work: Trained) -> None:
+    """How many there are, and how many work."""
     config, leaves = work.settings.model, named(work.params)
-    parts, flops = parameters_by_part(work.params), flops_by_part(config, work.settings.context)
+    parts = parameters_by_part(work.params)
     report.add(
         "parameters",
         ("total", sum(parts.values()), "numbers"),
@@ -252,15 +305,14 @@ def add_costs(report: Report, work: Trained, validation: Measured) -> None:
     if work.settings.sparsity != "none":
         report.add("parameters", ("not zero", sum(int(np.count_nonzero(p)) for p in leaves.values()), "numbers"))
     report.add(
-        f"operations per token, forward, mean over {work.settings.context} positions",
-        ("total", sum(flops.values()), "FLOPs"),
-        *[(part, count, "FLOPs") for part, count in flops.items() if count],
-    )
-    report.add(
         "memory",
         ("parameters", sum(p.nbytes for p in leaves.values()), "bytes"),
         (MODEL, (work.folder / MODEL).stat().st_size, "bytes"),
     )
+
+
+def add_costs(report: Report, work: Trained, validation: Measured) -> None:
+    """Time."""
     report.add("time", ("forward", validation.tokens / validation.seconds, "tokens/s on one core"))
     steps = [record for record in read_metrics(work.folder) if "seconds" in record]
     if steps:
@@ -287,7 +339,8 @@ def main(argv: list[str] | None = None) -> int:
         "--windows",
         type=int,
         metavar="N",
-        help="measure on at most so many windows of each text, evenly spread (default: all of the validation text)",
+        help="measure on at most so many windows of each text, evenly spread (default: all of the validation text), or, of a "
+        "captioning model, so many pictures of each kind (default: 400)",
     )
     given = parser.parse_args(argv)
     if given.windows is not None and given.windows < 1:
@@ -295,7 +348,12 @@ def main(argv: list[str] | None = None) -> int:
     if given.json and not given.json.parent.is_dir():
         raise UserError(f"there is no folder {given.json.parent} to write --json {given.json} to; make it first")
     work = load_run(given.folder)
-    report = language_report(work, other_texts(given.corpus, work), given.windows)
+    if work.settings.task == "caption":
+        if given.corpus:
+            raise UserError(f"{given.folder} holds a model of captions, which has no use for --corpus; leave it out")
+        report = caption_report(work, given.windows)
+    else:
+        report = language_report(work, other_texts(given.corpus, work), given.windows)
     say(report.table())
     if given.json:
         write_atomically(given.json, (json.dumps(report.plain(), ensure_ascii=False, indent=2) + "\n").encode())

@@ -6,6 +6,7 @@ checkpoint.safetensors   parameters and optimiser: what `--resume` goes on from
 model.safetensors        the parameters alone, for `tinymoe.generate`
 loss.png, experts.png    pictures of metrics.jsonl
 sample.txt               text that the model wrote at the end
+captions.png             of a captioning run: pictures and what the model says of them
 """
 
 import json
@@ -20,7 +21,7 @@ from .errors import UserError
 from .settings import Settings, to_plain
 
 CONFIG, METRICS, CHECKPOINT, MODEL = "config.toml", "metrics.jsonl", "checkpoint.safetensors", "model.safetensors"
-FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, "loss.png", "experts.png", "sample.txt")
+FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, "loss.png", "experts.png", "captions.png", "sample.txt")
 
 
 def new_folder(out: Path | None, overwrite: bool, settings: Settings) -> Path:

@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
 
     params, config = load_model(args.folder / MODEL, keep_sparse=args.csr)
     prompt = np.frombuffer(args.prompt.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int64)
+    if config.vision is not None:
+        raise UserError(f"{args.folder} holds a model that captions pictures; its captions are in sample.txt")
     if config.vocabulary != 256:
         raise UserError(
             f"the model has a vocabulary of {config.vocabulary}; only those over bytes (256) can be prompted"

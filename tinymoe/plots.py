@@ -77,3 +77,20 @@ def _experts(train: list[dict[str, Any]]) -> Any:
     panels[-1].set_xlabel("step")
     figure.colorbar(image, ax=list(panels), label="share of the tokens, 1 = even")
     return figure
+
+
+def captioned(images: np.ndarray, written: list[str], true: list[str]) -> Any:
+    """Pictures (N, H, W, C) with what a model says of them, and what they are where that is something else."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.6 * rows), layout="constrained")
+    for panel, image, mine, right in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, images, written, true, strict=False
+    ):
+        panel.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
+        shown = "".join(c if " " <= c <= "~" and c != "$" else "·" for c in mine)  # a young model writes anything
+        panel.set_title(mine if mine == right else f"{shown[:40]}\n✗ {right}", fontsize=8)
+        panel.set(xticks=[], yticks=[])
+    return figure

@@ -35,9 +35,9 @@ def stop_signals() -> Iterator[list[int]]:
 class Progress:
     """The line that runs along while training, and a lasting line at each evaluation."""
 
-    def __init__(self, settings: Settings, step: int) -> None:
+    def __init__(self, settings: Settings, step: int, context: int) -> None:
         self.settings = settings
-        self.tokens = settings.batch_size * settings.context
+        self.tokens = settings.batch_size * context
         self.began, self.first = time.perf_counter(), step
         self.bar = tqdm(total=settings.steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
         self.loss, self.load = 0.0, np.zeros(settings.experts)

@@ -16,10 +16,18 @@ from .models.parameters import (
     SHARED,
     LanguageConfig,
 )
+from .models.picture import ENCODERS, FUSIONS, VisionConfig
 from .models.routers import LOSSES, Balancing, applicable
 from .ops import PRIORITIES
 from .optim import OPTIMIZERS
 
+TASKS = ("text", "caption")
+PICTURES = {  # height, width and channels
+    "shapes": (20, 20, 3),
+    "two-shapes": (20, 20, 3),
+    "glyphs": (20, 20, 1),
+    "digits": (8, 8, 1),
+}
 RECIPES = ("none", "prune", "init", "l1", "l1-proximal", "iht", "rigl", "low-rank")
 
 
@@ -32,6 +40,7 @@ class Settings:
     """The settings of a run. `validated` raises UserError for a combination that can't be run."""
 
     preset: str = _option("default", "the settings to start from; see the list at the end", "run")
+    task: str = _option("text", "what to learn: to write text, or to say what a picture shows", "run", choices=TASKS)
     corpus: tuple[str, ...] = _option(
         ("pydoc",),
         "what to train on: pydoc (the standard library's documentation), toy (generated, entropy known), "
@@ -73,6 +82,15 @@ class Settings:
     shift: bool = _option(True, "let each half of a block see the token before, too", "model")
     tied: bool = _option(False, "use the embedding table as output projection", "model")
     dropout: float = _option(0.0, "share of activations dropped in training, in [0, 1)", "model", least=0.0)
+
+    pictures: str = _option("shapes", "what pictures to caption", "pictures", choices=tuple(PICTURES))
+    patch: int = _option(5, "pixels on a side of the squares that a picture is cut into", "pictures")
+    encoder: str = _option("transformer", "what reads the patches", "pictures", choices=tuple(ENCODERS))
+    encoder_layers: int = _option(2, "blocks of a transformer encoder", "pictures")
+    fusion: str = _option("prefix", "how a picture meets its text", "pictures", choices=tuple(FUSIONS))
+    word_drop: float = _option(
+        0.0, "share of the words hidden from the model in training, in [0, 1)", "pictures", least=0.0
+    )
 
     router: str = _option(
         "softmax", "how experts are chosen; see the list at the end", "routing", choices=tuple(ROUTERS)
@@ -160,9 +178,15 @@ class Settings:
 
     @property
     def model(self) -> LanguageConfig:
-        return LanguageConfig(
-            **{f.name: getattr(self, f.name) for f in fields(LanguageConfig) if hasattr(self, f.name)}
-        )
+        shape = {f.name: getattr(self, f.name) for f in fields(LanguageConfig) if hasattr(self, f.name)}
+        return LanguageConfig(**shape)
+
+    @property
+    def vision(self) -> VisionConfig | None:
+        if self.task == "text":
+            return None
+        shape = PICTURES[self.pictures], self.patch, self.width, self.encoder, self.encoder_layers, self.heads
+        return VisionConfig(*shape, hidden=2 * self.width, fusion=self.fusion)
 
     @property
     def balancing(self) -> Balancing:
@@ -183,7 +207,7 @@ class Settings:
             choices = f.metadata.get("choices")
             if choices and value not in choices:
                 raise UserError(f"{flag(f.name)} is {value!r}; choose one of {', '.join(choices)}")
-        for name in ("beta1", "beta2", "dropout", "jitter", "sparsity_level"):
+        for name in ("beta1", "beta2", "dropout", "jitter", "word_drop", "sparsity_level"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; it must be below 1")
         if not self.corpus or not all(name.strip() and "\0" not in name for name in self.corpus):
@@ -227,10 +251,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup": 20,
         "sample_tokens": 200,
     },
+    "caption": {
+        "task": "caption",
+        "steps": 2400,
+        "layers": 2,
+        "width": 64,
+        "heads": 4,
+        "kv_heads": 4,
+        "experts": 4,
+        "expert_width": 64,
+        "tied": True,
+        "shift": False,
+        "batch_size": 32,
+        "lr": 3e-3,
+        "final_lr": 0.0,
+        "warmup": 50,
+        "weight_decay": 0.5,
+        "word_drop": 0.3,
+    },
 }
 PRESET_HELP = {
     "default": "the best validation loss that two minutes on two cores gave, see docs/search.md",
     "quick": "a small model, seconds instead of minutes",
+    "caption": "for --task caption, which begins with it unless another is named",
 }
 
 
@@ -241,7 +284,8 @@ def flag(name: str) -> str:
 def resolve(flags: dict[str, Any], config: Path | None = None) -> Settings:
     """Settings from, in rising order: the defaults, the preset, the file, the flags."""
     chosen = {**(read_toml(config) if config else {}), **flags}
-    preset = chosen.get("preset", "default")
+    preset = chosen.get("preset", "caption" if chosen.get("task") == "caption" else "default")
+    chosen["preset"] = preset
     if preset not in PRESETS:
         raise UserError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
     return Settings(**{**PRESETS[preset], **chosen}).validated()

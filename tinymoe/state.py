@@ -11,6 +11,7 @@ from .checkpoint import load_arrays, save_arrays
 from .errors import UserError
 from .folder import CHECKPOINT, MODEL
 from .models.parameters import Language, LanguageConfig, initialize
+from .models.picture import VisionConfig
 from .settings import Settings, from_plain, to_plain
 from .sparse import CSR
 from .tree import named, with_leaves
@@ -100,7 +101,8 @@ def load_model(path: Path, keep_sparse: bool = False) -> tuple[Language, Languag
     arrays, metadata = load_arrays(path)
     try:
         shape: dict[str, Any] = metadata["config"]
-        config = LanguageConfig(**{**shape, "dense_layers": tuple(shape["dense_layers"])})
+        vision = shape["vision"] and VisionConfig(**{**shape["vision"], "image": tuple(shape["vision"]["image"])})
+        config = LanguageConfig(**{**shape, "dense_layers": tuple(shape["dense_layers"]), "vision": vision})
         template = initialize(config, np.random.default_rng(0))
         leaves, found = named(template), dict[str, Any]()
         for name, leaf in leaves.items():

@@ -1,4 +1,4 @@
-"""python -m tinymoe.train: train a language model with sparse experts on text.
+"""python -m tinymoe.train: train a model with sparse experts on text, or on pictures and what they show.
 
 The six steps of every training are here: prepare the data and design the model (`prepare`), choose optimiser and loss
 (`Settings`), train and validate (`fit`), and adjust what the pictures show to be wrong (flags).
@@ -20,13 +20,14 @@ import numpy as np
 from . import metrics, plots, sparsify
 from .accounting import active_parameters, parameters_by_part
 from .arguments import Run, prepare
+from .captioning import exact, write_captions
 from .checkpoint import write_atomically
-from .data.windows import TrainingWindows
 from .errors import run, say
 from .folder import CHECKPOINT, Metrics, write_config
 from .generate import decoded
 from .progress import Progress, stop_signals
 from .sampling import generate
+from .sources import CaptionSource
 from .state import NotFinite, save_state
 from .trainer import EVALUATION_WINDOWS, LayerReport, StepReport, Trainer
 from .tree import named
@@ -34,21 +35,20 @@ from .tree import named
 
 def fit(work: Run, stop: list[int]) -> None:
     """Train to the last step or until `stop` is filled, with records, evaluations and checkpoints on the way."""
-    settings, state, corpus = work.settings, work.state, work.corpus
-    windows = TrainingWindows(corpus.train, settings.context, settings.seed)
+    settings, state, source = work.settings, work.state, work.source
     began = time.perf_counter() - state.seconds
 
     with (
         Trainer(state, settings) as trainer,
         Metrics(work.folder, state.step) as log,
-        Progress(settings, state.step) as progress,
+        Progress(settings, state.step, source.context) as progress,
     ):
         while state.step < settings.steps and not stop:
-            report = trainer.step(windows.batch(state.step + 1, settings.batch_size))
+            report = trainer.step(source.batch(state.step + 1, settings.batch_size))
             state.seconds = time.perf_counter() - began
             where = {
                 "step": state.step,
-                "tokens": state.step * settings.batch_size * settings.context,
+                "tokens": state.step * settings.batch_size * source.context,
                 "seconds": round(state.seconds, 3),
             }
             log.add(
@@ -62,15 +62,15 @@ def fit(work: Run, stop: list[int]) -> None:
             progress.add(state.step, report)
             last = state.step == settings.steps
             if last or state.step % settings.eval_every == 0:
-                loss, count = trainer.evaluate(corpus.val, 0 if last else EVALUATION_WINDOWS)
+                loss, count = trainer.evaluate(source.evaluation(0 if last else EVALUATION_WINDOWS))
                 if not math.isfinite(loss):
                     raise NotFinite(f"the validation loss is {loss} at step {state.step}")
                 log.add(**where, split="val", loss=loss, predicted=count)
                 progress.evaluated(state.step, loss)
             if last or state.step % settings.checkpoint_every == 0:
-                save_state(work.folder, state, settings, corpus.sha256)
+                save_state(work.folder, state, settings, source.sha256)
         if stop and state.step:
-            save_state(work.folder, state, settings, corpus.sha256)
+            save_state(work.folder, state, settings, source.sha256)
 
 
 def load_statistics(report: StepReport) -> dict[str, Any]:
@@ -96,8 +96,7 @@ def describe(work: Run) -> str:
     settings, params = work.settings, work.state.params
     total, active = sum(parameters_by_part(params).values()), active_parameters(params, settings.model)
     text = (
-        f"corpus  {work.corpus.name}: {len(work.corpus.train):,} bytes to train on, {len(work.corpus.val):,} to "
-        f"validate, sha256 {work.corpus.sha256[:16]}\n"
+        f"corpus  {work.source.name}: {work.source.size}, sha256 {work.source.sha256[:16]}\n"
         f"model   {total:,} parameters, {active:,} of them at work on each token: {settings.layers} layers, width "
         f"{settings.width}, {settings.experts} experts, top {settings.top_k}"
     )
@@ -122,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
             fit(work, stop)
         except NotFinite as error:
             failure = error
-    plots.draw(folder, work.corpus.entropy)
+    plots.draw(folder, work.source.entropy)
     if failure:
         saved = f"the last checkpoint is in {folder}" if (folder / CHECKPOINT).exists() else "nothing was saved yet"
         print(
@@ -136,11 +135,17 @@ def main(argv: list[str] | None = None) -> int:
         resume = f"{python()} -m tinymoe.train --resume {shlex.quote(str(folder))}"
         print(f"stopped: {kept}; go on with {resume}", file=sys.stderr)
         return 2
-    write_sample(work)
+    if isinstance(work.source, CaptionSource):
+        write_sample_captions(work, work.source)
+    else:
+        write_sample(work)
     if settings.sparsity != "none":
         say(sparsity_report(work))
     pictures = "loss.png, experts.png" if (folder / "experts.png").exists() else "loss.png"
     say(f"results in {folder}: {pictures}, metrics.jsonl, sample.txt, model.safetensors")
+    if settings.task == "caption":
+        say(f"next: {python()} -m tinymoe.evaluate {shlex.quote(str(folder))}")
+        return 0
     say(f'next: {python()} -m tinymoe.generate {shlex.quote(str(folder))} --prompt "The " --tokens 300')
     return 0
 
@@ -161,6 +166,18 @@ def sparsity_report(work: Run) -> str:
         f"sparsity {work.settings.sparsity}: {found['density']:.1%} of the attention and expert weights are not zero, "
         f"{found['csr_bytes']:,} bytes as CSR, {found['dense_bytes']:,} dense"
     )
+
+
+def write_sample_captions(work: Run, source: CaptionSource) -> None:
+    """Print how many captions are exactly right, keep some as sample.txt, and draw them."""
+    params, config = work.state.params, work.settings.model
+    for name, pictures in (("validation", source.split.val), ("combinations never seen", source.split.held_out)):
+        say(f"captions exactly right, {name}: {exact(params, config, pictures, source.longest):.1%}")
+    some = source.split.held_out.take(np.arange(min(12, len(source.split.held_out))))
+    written = write_captions(params, config, some.images, source.longest)
+    lines = [f"{mine}   (it is: {true})" for mine, true in zip(written, some.captions, strict=True)]
+    write_atomically(work.folder / "sample.txt", "".join(line + "\n" for line in lines).encode())
+    plots.save(work.folder / "captions.png", plots.captioned(some.images, written, some.captions))
 
 
 def write_sample(work: Run) -> None:

@@ -6,6 +6,7 @@ settings give the same numbers to the last bit.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import metrics, ops, optim, sparsify
-from .data.windows import Batch, evaluation_batches
+from .data.windows import Batch
 from .models.language import forward, loss
 from .models.parameters import Language, LanguageConfig, initialize
 from .models.routers import Choice
@@ -68,10 +69,10 @@ class Trainer:
         """One optimiser step. Raises NotFinite, with the state as it was, when loss or gradient is not finite."""
         settings, step = self.settings, self.state.step + 1
         members = range(self.team.size)
-        jobs = [ShardJobs(member, [], settings, step, batch.ids.size) for member in members]
+        jobs = [ShardJobs(member, [], settings, step, batch.predicted) for member in members]
         for number, rows in enumerate(np.array_split(np.arange(len(batch.ids)), self.team.size * settings.accumulate)):
             if len(rows):
-                jobs[number % self.team.size].shards.append((number, Batch(batch.ids[rows], batch.targets[rows])))
+                jobs[number % self.team.size].shards.append((number, batch.take(rows)))
         if "global" in settings.balancing.losses:
             shares = _shares([counts for found in self.team.run(shard_counts, jobs) for counts in found])
             jobs = [job._replace(shares=shares) for job in jobs]
@@ -107,10 +108,9 @@ class Trainer:
         self.state.step = step
         return report
 
-    def evaluate(self, tokens: Array, limit: int = 0) -> tuple[float, int]:
-        """Mean cross-entropy in nats per token over text cut into windows, and the number of tokens predicted."""
-        context = self.settings.context
-        batches = list(evaluation_batches(tokens, context, max(1024 // context, 1), limit))
+    def evaluate(self, evaluation: Iterable[Batch]) -> tuple[float, int]:
+        """Mean cross-entropy in nats per token over some batches, and the number of tokens predicted."""
+        batches = list(evaluation)
         shares = [(self.settings.model, batches[member :: self.team.size]) for member in range(self.team.size)]
         totals = [pair for found in self.team.run(total_losses, shares) for pair in found]
         count = sum(n for _, n in totals)
@@ -122,7 +122,7 @@ class ShardJobs(NamedTuple):
     shards: list[tuple[int, Batch]]  # with their number in the batch
     settings: Settings
     step: int
-    tokens: int  # in the whole batch
+    tokens: int  # predicted in the whole batch
     shares: list[Array | None] | None = None  # (E,) of the whole batch's tokens, by layer
 
 
@@ -150,12 +150,11 @@ def shard_gradients(arrays: dict[str, Array], job: ShardJobs) -> list[ShardRepor
             g.fill(0)
     reports = []
     for place, (number, shard) in enumerate(job.shards):
-        share = shard.ids.size / job.tokens
+        share = shard.predicted / max(job.tokens, 1)
         noise = _noise(job, number)
         with np.errstate(over="ignore", invalid="ignore"):  # `step` looks for it and says so in one sentence
-            (_, parts), backward = loss(
-                params, config, shard.ids, shard.targets, settings.balancing, noise, shares=job.shares
-            )
+            options = {"mask": shard.mask, "images": shard.images, "shares": job.shares}
+            (_, parts), backward = loss(params, config, shard.ids, shard.targets, settings.balancing, noise, **options)
             for name, g in named(backward(share)).items():
                 np.add(gradient[name] if place else 0, g, out=gradient[name])
             layers = tuple(None if r is None else layer_report(r) for r in parts.routed)
@@ -169,7 +168,8 @@ def shard_counts(arrays: dict[str, Array], job: ShardJobs) -> list[list[Array | 
     params, found = _params(arrays, config), []
     for number, shard in job.shards:
         with np.errstate(over="ignore", invalid="ignore"):
-            (_, _, routed), _ = forward(params, config, shard.ids, _noise(job, number))
+            options = {"mask": shard.mask, "images": shard.images}
+            (_, _, routed), _ = forward(params, config, shard.ids, _noise(job, number), **options)
         found.append([None if r is None else r.counts for r in routed])
     return found
 
@@ -248,9 +248,9 @@ def total_losses(arrays: dict[str, Array], job: tuple[LanguageConfig, list[Batch
     params, totals = _params(arrays, config), []
     for batch in batches:
         with np.errstate(over="ignore", invalid="ignore"):
-            (logits, _, _), _ = forward(params, config, batch.ids)
+            (logits, _, _), _ = forward(params, config, batch.ids, mask=batch.mask, images=batch.images)
             mean, _ = ops.cross_entropy(logits, batch.targets.reshape(-1))
-        totals.append((float(mean) * batch.ids.size, batch.ids.size))
+        totals.append((float(mean) * batch.predicted, batch.predicted))
     return totals
 
 

@@ -11,7 +11,19 @@ Array = np.ndarray
 
 class Batch(NamedTuple):
     ids: Array  # (B, T) int
-    targets: Array  # (B, T) int, the token that follows each
+    targets: Array  # (B, T) int, the token that follows each; −100 where there is none to predict
+    mask: Array | None = None  # (B, T) bool, False for padding
+    images: Array | None = None  # (B, H, W, C) what the texts are about
+
+    def take(self, rows: Array) -> "Batch":
+        """Some of the sequences."""
+        mask, images = (None if part is None else part[rows] for part in (self.mask, self.images))
+        return Batch(self.ids[rows], self.targets[rows], mask, images)
+
+    @property
+    def predicted(self) -> int:
+        """How many targets there are."""
+        return int((self.targets != -100).sum())
 
 
 def cut(tokens: Array, starts: Array, length: int) -> Batch:

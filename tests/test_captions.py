@@ -1,0 +1,93 @@
+"""Captioning, from the command: training, resuming, the report, and what is refused."""
+
+import numpy as np
+import pytest
+from test_train import assert_same_run
+
+from tinymoe import captioning, evaluate, generate, train
+from tinymoe.data import images
+from tinymoe.errors import UserError
+from tinymoe.settings import resolve
+from tinymoe.sources import CaptionSource, drop_words
+from tinymoe.state import load_model
+
+TINY = "--task caption --layers 1 --width 16 --heads 2 --kv-heads 2 --experts 2 --expert-width 8 --encoder-layers 1".split()
+TINY += "--batch-size 6 --eval-every 4 --checkpoint-every 4 --workers 1 --decay-steps 8".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pictures():
+    """Tens of pictures instead of thousands."""
+    original = images.shapes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "shapes", lambda seed, objects=1: original(seed, objects, train=40, val=10, held_out=10))
+        yield
+
+
+@pytest.mark.parametrize("fusion", ["prefix", "additive"])
+@pytest.mark.parametrize("accumulate", ["1", "3"])
+def test_stopped_and_resumed_equals_uninterrupted(fusion, accumulate, tmp_path):
+    flags = [*TINY, "--fusion", fusion, "--accumulate", accumulate, "--router", "noisy"]
+    train.main([*flags, "--steps", "8", "--out", str(tmp_path / "whole")])
+    train.main([*flags, "--steps", "4", "--out", str(tmp_path / "parts")])
+    train.main(["--resume", str(tmp_path / "parts"), "--steps", "8"])
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert (tmp_path / "whole" / "captions.png").stat().st_size > 1000
+
+
+def test_the_report_tells_seen_from_unseen_and_pictures_from_text(tmp_path, capsys):
+    train.main([*TINY, "--steps", "2", "--out", str(tmp_path / "run")])
+    capsys.readouterr()
+    evaluate.main([str(tmp_path / "run"), "--windows", "4"])
+    table = capsys.readouterr().out
+    for words in ("combinations never seen", "layer 0, picture rows, MaxVio", "image encoder", "FLOPs", "a second"):
+        assert words in table
+    with pytest.raises(UserError, match="captions pictures"):
+        generate.main([str(tmp_path / "run")])
+    with pytest.raises(UserError, match="no use for --corpus"):
+        evaluate.main([str(tmp_path / "run"), "--corpus", "toy"])
+
+
+def test_a_caption_is_written_from_its_picture_alone(tmp_path):
+    train.main([*TINY, "--steps", "2", "--out", str(tmp_path / "run")])
+    params, config = load_model(tmp_path / "run" / "model.safetensors")
+    pictures = images.shapes(0).val
+    together = captioning.write_captions(params, config, pictures.images, 12)
+    alone = [captioning.write_captions(params, config, pictures.images[i : i + 1], 12)[0] for i in range(len(pictures))]
+    assert together == alone
+
+
+def test_batches_follow_the_step_and_visit_every_picture_once_an_epoch():
+    settings = resolve({"task": "caption", "word_drop": 0.0})
+    source = CaptionSource(settings)
+    seen = np.concatenate([source.batch(step, 8).images for step in range(1, 6)])  # 40 pictures: one epoch
+    order = np.lexsort(seen.reshape(40, -1).T), np.lexsort(source.split.train.images.reshape(40, -1).T)
+    np.testing.assert_array_equal(seen[order[0]], source.split.train.images[order[1]])
+    again = CaptionSource(settings).batch(3, 8)
+    for one, other in zip(source.batch(3, 8), again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_dropped_words_are_whole_and_the_beginning_stays():
+    ids = images.encode_captions(["a red circle at the top"] * 50).ids
+    dropped = drop_words(ids, 0.5, np.random.default_rng(0))
+    assert (dropped[:, 0] == images.BEGIN).all()
+    words = {bytes(row[row != 0].tolist()) for row in dropped}
+    assert len(words) > 10
+    assert all(set(w[1:].decode().split()) <= set("a red circle at the top".split()) for w in words)
+    assert 0.3 < (dropped == 0).mean() < 0.7
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--patch", "3"], "must divide both sides"),
+        (["--pictures", "photos"], "choose one of shapes"),
+        (["--word-drop", "1"], "below 1"),
+        (["--task", "sing"], "choose one of text, caption"),
+    ],
+)
+def test_bad_input(flags, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train.main([*TINY, *flags, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
