@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
+from tinymoe import ops
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models.estimator import SparseMoeClassifier, SparseMoeModel, SparseMoeRegressor
 from tinymoe.models.mixture import initialize, mixture_loss, network
@@ -297,3 +298,13 @@ def test_real_tables_against_a_dense_network_of_equal_active_size(table):
             dense.fit((X[train] - mean) / std, labels[train])
         theirs.append(dense.score((X[test] - mean) / std, labels[test]))
     assert np.mean(ours) > np.mean(theirs) - 0.01, (ours, theirs)
+
+
+def test_the_documents_rule_needs_the_label_that_prediction_does_not_have():
+    """One row, two experts that answer 0 and 1. Which one is best depends on the label; and a softmax of the losses, which
+    the document takes for choosing the smallest, chooses the largest."""
+    for label, best in ((0.1, 0), (0.9, 1)):
+        losses, _ = half_squared_errors(np.array([[0.0], [1.0]]), np.full((2, 1), label))
+        _, likelihood_back = mixture_likelihood(np.zeros((1, 2)), losses[None])
+        assert likelihood_back(1.0)[1].argmax() == best
+        assert ops.softmax(losses[None])[0].argmax() == 1 - best

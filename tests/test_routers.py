@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_train import assert_same_run, records, run, text, weights  # noqa: F401 (text is a fixture)
 
-from tinymoe import ops
+from tinymoe import ops, train
 from tinymoe.errors import UserError
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import ONE_CHOICE, ROUTERS, SCORES, SHARED, LanguageConfig, initialize
@@ -30,8 +30,16 @@ def test_each_router_trains_and_resumes_to_the_same_bits(router, text, tmp_path)
     more = [*flags(router), "--capacity-factor", 1.0, "--jitter", 0.1, "--z-weight", 0.001, "--shared-experts", 1]
     run(text, tmp_path / "whole", "--steps", 20, "--decay-steps", 20, *more)
     run(text, tmp_path / "parts", "--steps", 10, "--decay-steps", 20, *more)
-    from tinymoe import train
+    train.main(["--resume", str(tmp_path / "parts"), "--steps", "20"])
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    losses = [r["loss"] for r in records(tmp_path / "whole") if r["split"] == "train"]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
+
+@pytest.mark.parametrize("architecture", ["rnn", "gru", "lstm"])
+def test_recurrent_models_train_and_resume_to_the_same_bits(architecture, text, tmp_path):  # noqa: F811
+    run(text, tmp_path / "whole", "--steps", 20, "--decay-steps", 20, "--architecture", architecture)
+    run(text, tmp_path / "parts", "--steps", 10, "--decay-steps", 20, "--architecture", architecture)
     train.main(["--resume", str(tmp_path / "parts"), "--steps", "20"])
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     losses = [r["loss"] for r in records(tmp_path / "whole") if r["split"] == "train"]
