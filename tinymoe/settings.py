@@ -253,7 +253,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "caption": {
         "task": "caption",
-        "steps": 2400,
+        "steps": 2600,
         "layers": 2,
         "width": 64,
         "heads": 4,
@@ -263,10 +263,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tied": True,
         "shift": False,
         "batch_size": 32,
-        "lr": 3e-3,
+        "lr": 4e-3,
         "final_lr": 0.0,
         "warmup": 50,
-        "weight_decay": 0.5,
+        "weight_decay": 1.0,
+        "dropout": 0.1,
+        "encoder_layers": 1,
         "word_drop": 0.3,
     },
 }
