@@ -9,7 +9,7 @@ from tinymoe import ops
 from tinymoe.cases import Case
 from tinymoe.gate_cases import gate_cases
 from tinymoe.gradcheck import check_gradients
-from tinymoe.ops import gates, scores, soft
+from tinymoe.ops import gates, scores, shared_gates, soft
 
 RNG = np.random.default_rng(11)
 CASES = list(gate_cases(RNG.standard_normal, RNG, Case))
@@ -57,10 +57,15 @@ def test_pytorch_agrees(case):
         np.testing.assert_allclose(one, other.numpy(), rtol=0, atol=1e-10 * size)
 
 
-def test_every_operation_of_the_three_files_has_a_case():
-    found = {f for m in (scores, gates, soft) for f in vars(m).values() if getattr(f, "__module__", "") == m.__name__}
-    without_gradient = {gates.choose, gates.limit_groups, gates.sinkhorn, gates.balanced_assignment}
-    without_gradient |= {gates.table_gate, gates.hash_table, gates.partition_table}
+def test_every_operation_of_these_files_has_a_case():
+    found = {
+        f
+        for m in (scores, gates, shared_gates, soft)
+        for f in vars(m).values()
+        if getattr(f, "__module__", "") == m.__name__
+    }
+    without_gradient = {gates.choose, gates.limit_groups, shared_gates.sinkhorn, shared_gates.balanced_assignment}
+    without_gradient |= {shared_gates.table_gate, shared_gates.hash_table, shared_gates.partition_table}
     assert found - without_gradient == {case.operation for case in CASES}
 
 
@@ -72,13 +77,13 @@ ROWWISE = {
     "GShard": gates.gshard_gate,
     "noisy": lambda z: gates.noisy_top_k_gate(z, z, 2),
     "sigmoid": lambda z: gates.sigmoid_gate(z, 2),
-    "Sinkhorn, evaluation": lambda z: gates.sinkhorn_gate(z, 2, balanced=False),
-    "BASE, evaluation": lambda z: gates.base_gate(z, balanced=False),
+    "Sinkhorn, evaluation": lambda z: shared_gates.sinkhorn_gate(z, 2, balanced=False),
+    "BASE, evaluation": lambda z: shared_gates.base_gate(z, balanced=False),
 }
 SHARING = {
-    "Sinkhorn": lambda z: gates.sinkhorn_gate(z, 1),
-    "BASE": gates.base_gate,
-    "expert choice": lambda z: gates.expert_choice_gate(z, 3),
+    "Sinkhorn": lambda z: shared_gates.sinkhorn_gate(z, 1),
+    "BASE": shared_gates.base_gate,
+    "expert choice": lambda z: shared_gates.expert_choice_gate(z, 3),
 }
 every_gate = pytest.mark.parametrize("gate", (ROWWISE | SHARING).values(), ids=list(ROWWISE | SHARING))
 
@@ -114,7 +119,7 @@ def test_sharing_out_is_not_causal(gate):
 @every_gate
 def test_ties_go_to_the_lowest_index_and_float32_stays(gate):
     (weights, indices, *_), backward = gate(np.zeros((6, 4), np.float32))
-    if gate is not gates.base_gate:  # a balanced assignment has none to prefer
+    if gate is not shared_gates.base_gate:  # a balanced assignment has none to prefer
         assert (np.sort(indices, 1) == np.arange(indices.shape[1])).all()
     load = [np.ones(4, np.float32)] if gate is ROWWISE["noisy"] else []
     assert weights.dtype == backward(weights, *load)[0].dtype == np.float32
@@ -145,9 +150,9 @@ def test_who_learns_from_a_choice():
         (lambda z: gates.scaled_top_k_gate(z, 3, eps=1e-3), True),
         (lambda z: gates.scaled_top_k_gate(z, 3, renormalize=False), True),
         (lambda z: gates.sigmoid_gate(z, 3), False),
-        (lambda z: gates.sinkhorn_gate(z, 1), False),
-        (lambda z: gates.sinkhorn_gate(z, 3), True),
-        (gates.base_gate, False),
+        (lambda z: shared_gates.sinkhorn_gate(z, 1), False),
+        (lambda z: shared_gates.sinkhorn_gate(z, 3), True),
+        (shared_gates.base_gate, False),
     ):
         (weights, indices), backward = gate(logits)
         (dlogits,) = backward(RNG.standard_normal(weights.shape))
@@ -166,8 +171,8 @@ def test_with_all_experts_chosen_the_weights_are_those_of_a_dense_mixture():
         (lambda z: gates.noisy_top_k_gate(z, z, 5), p),
         (lambda z: gates.sigmoid_gate(z, 5), s / s.sum(1, keepdims=True)),
         (lambda z: gates.sigmoid_gate(z, 5, normalize=False), s),
-        (lambda z: gates.sinkhorn_gate(z, 5), p),
-        (lambda z: gates.expert_choice_gate(z, 6), p),
+        (lambda z: shared_gates.sinkhorn_gate(z, 5), p),
+        (lambda z: shared_gates.expert_choice_gate(z, 6), p),
     ):
         (weights, indices, *_), _ = gate(logits)
         np.testing.assert_allclose(dense(weights, indices, 5), expected, rtol=1e-14)
@@ -252,38 +257,40 @@ def test_a_group_is_as_good_as_its_two_best():
 
 def test_a_sinkhorn_plan_gives_all_the_same():
     logits = 2 * RNG.standard_normal((512, 8)) + np.linspace(0, 5, 8)  # expert 7 is everybody's favourite
-    plan = gates.sinkhorn(logits)
+    plan = shared_gates.sinkhorn(logits)
     np.testing.assert_allclose(plan.sum(1), 1 / 512, rtol=1e-3)
     np.testing.assert_allclose(plan.sum(0), 1 / 8, rtol=1e-3)
-    np.testing.assert_allclose(gates.sinkhorn(logits + 3 * RNG.standard_normal((512, 1))), plan, rtol=1e-10)
-    most = {b: np.bincount(gates.sinkhorn_gate(logits, 1, balanced=b)[0][1][:, 0]).max() / 64 for b in (True, False)}
+    np.testing.assert_allclose(shared_gates.sinkhorn(logits + 3 * RNG.standard_normal((512, 1))), plan, rtol=1e-10)
+    most = {
+        b: np.bincount(shared_gates.sinkhorn_gate(logits, 1, balanced=b)[0][1][:, 0]).max() / 64 for b in (True, False)
+    }
     assert most[True] < 1.25
     assert most[False] > 2
-    assert np.isfinite(gates.sinkhorn(1e4 * logits)).all()
+    assert np.isfinite(shared_gates.sinkhorn(1e4 * logits)).all()
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 6, 7, 8, 100])
 def test_a_balanced_assignment_differs_by_one_at_most(n):
     scores_ = RNG.standard_normal((n, 3)) + 5 * np.eye(3)[0]
-    (_, indices), _ = gates.base_gate(scores_)
+    (_, indices), _ = shared_gates.base_gate(scores_)
     counts = np.bincount(indices[:, 0], minlength=3)
     assert counts.sum() == n
     assert counts.max() - counts.min() <= 1
-    (_, indices), _ = gates.base_gate(scores_, balanced=False)
+    (_, indices), _ = shared_gates.base_gate(scores_, balanced=False)
     np.testing.assert_array_equal(indices[:, 0], scores_.argmax(1))
 
 
 def test_a_balanced_assignment_needs_scipy_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(ValueError, match="pip install scipy"):
-        gates.base_gate(np.zeros((2, 2)))
-    gates.base_gate(np.zeros((2, 2)), balanced=False)
+        shared_gates.base_gate(np.zeros((2, 2)))
+    shared_gates.base_gate(np.zeros((2, 2)), balanced=False)
 
 
 @pytest.mark.parametrize(("n", "capacity", "taken"), [(9, 2, 2), (9, 9, 9), (3, 8, 3), (5, 0, 0), (0, 4, 0)])
 def test_every_expert_chooses_as_many_tokens_as_it_may(n, capacity, taken):
     logits = RNG.standard_normal((n, 4)) + 9 * np.eye(4)[0]
-    (weights, indices, kept), backward = gates.expert_choice_gate(logits, capacity)
+    (weights, indices, kept), backward = shared_gates.expert_choice_gate(logits, capacity)
     assert kept.sum(0).tolist() == [taken] * 4
     assert (indices == np.arange(4)).all()
     np.testing.assert_array_equal(weights > 0, kept)
@@ -293,20 +300,20 @@ def test_every_expert_chooses_as_many_tokens_as_it_may(n, capacity, taken):
 
 def test_tables():
     """稀疏专家模型 §4.3: each expert handles a part of the input, here a run of ids."""
-    assert gates.partition_table(7, 3).tolist() == [0, 0, 0, 1, 1, 2, 2]
-    assert np.bincount(gates.partition_table(256, 8)).tolist() == [32] * 8
-    table = gates.hash_table(1000, 4, np.random.default_rng(42))
-    np.testing.assert_array_equal(table, gates.hash_table(1000, 4, np.random.default_rng(42)))
+    assert shared_gates.partition_table(7, 3).tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert np.bincount(shared_gates.partition_table(256, 8)).tolist() == [32] * 8
+    table = shared_gates.hash_table(1000, 4, np.random.default_rng(42))
+    np.testing.assert_array_equal(table, shared_gates.hash_table(1000, 4, np.random.default_rng(42)))
     assert set(table) == {0, 1, 2, 3}
     ids = np.array([5, 0, 999, 5])
-    weights, indices = gates.table_gate(ids, table, np.float64)
+    weights, indices = shared_gates.table_gate(ids, table, np.float64)
     np.testing.assert_array_equal(indices, table[ids][:, None])
     assert weights.tolist() == [[1]] * 4
     assert weights.dtype == np.float64
-    assert gates.table_gate(ids[:0], table)[1].shape == (0, 1)
+    assert shared_gates.table_gate(ids[:0], table)[1].shape == (0, 1)
     for wrong in (-1, 1000):
         with pytest.raises(IndexError, match=f"span {min(wrong, 3)} to {max(wrong, 3)}"):
-            gates.table_gate(np.array([3, wrong]), table)
+            shared_gates.table_gate(np.array([3, wrong]), table)
 
 
 def test_cosine_scores_do_not_see_lengths():
@@ -351,7 +358,7 @@ def test_a_soft_mixture_follows_the_order_of_tokens_and_sees_later_ones():
 def test_what_makes_no_sense_is_refused():
     z = np.zeros((2, 6))
     for k in (0, 7):
-        for gate in (gates.top_k_softmax, gates.scaled_top_k_gate, gates.sigmoid_gate, gates.sinkhorn_gate):
+        for gate in (gates.top_k_softmax, gates.scaled_top_k_gate, gates.sigmoid_gate, shared_gates.sinkhorn_gate):
             with pytest.raises(ValueError, match=f"top-k is {k}"):
                 gate(z, k)
     with pytest.raises(ValueError, match="number of experts, 1"):
@@ -362,6 +369,6 @@ def test_what_makes_no_sense_is_refused():
         with pytest.raises(ValueError, match=f"of {groups} groups; allowed are"):
             gates.sigmoid_gate(z, 2, groups=groups, kept_groups=kept)
     with pytest.raises(ValueError, match="capacity is -1"):
-        gates.expert_choice_gate(z, -1)
+        shared_gates.expert_choice_gate(z, -1)
     with pytest.raises(ValueError, match="5 slots for 2 experts"):
         soft.soft_moe(z, np.zeros((6, 5)), np.array(1.0), np.zeros((2, 6, 3)), np.zeros((2, 3, 6)))

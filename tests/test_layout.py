@@ -25,7 +25,7 @@ FLOORS = [  # a file imports only from floors above its own
 OPS = [
     {"pointwise", "linear", "norm", "softmax", "positions", "shift", "attention", "routing"},
     {"sparse", "scores", "gates", "capacity", "balance", "recurrent", "likelihood", "cross"},
-    {"experts", "distillation"},
+    {"experts", "distillation", "shared_gates"},
     {"moe", "soft"},
     {"__init__"},
 ]

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from tinymoe.ops import gates, gelu, relu, scores, silu, soft
+from tinymoe.ops import gates, gelu, relu, scores, shared_gates, silu, soft
 
 F = torch.nn.functional
 
@@ -148,9 +148,9 @@ REFERENCES = {
     gates.smooth_load: smooth_load,
     gates.counted_load: counted_load,
     gates.sigmoid_gate: sigmoid_gate,
-    gates.sinkhorn_gate: sinkhorn_gate,
-    gates.base_gate: base_gate,
-    gates.expert_choice_gate: expert_choice_gate,
+    shared_gates.sinkhorn_gate: sinkhorn_gate,
+    shared_gates.base_gate: base_gate,
+    shared_gates.expert_choice_gate: expert_choice_gate,
     soft.soft_routing: soft_routing,
     soft.soft_moe: soft_moe,
 }

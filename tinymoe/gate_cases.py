@@ -1,4 +1,4 @@
-"""Example and edge inputs for the operations in `ops/scores.py`, `ops/gates.py` and `ops/soft.py`; see `cases.py`.
+"""Example and edge inputs for `ops/scores.py`, `ops/gates.py`, `ops/shared_gates.py` and `ops/soft.py`; see `cases.py`.
 
 Scores are drawn, never typed, so that no two are so close that a step of the checker changes a choice; where one is, the
 checker refuses it.
@@ -10,20 +10,18 @@ from typing import Any
 import numpy as np
 
 from .ops.gates import (
-    base_gate,
     counted_load,
-    expert_choice_gate,
     gshard_gate,
     noisy_top_k_gate,
     pick,
     scaled_top_k_gate,
     sigmoid_gate,
-    sinkhorn_gate,
     smooth_load,
     top_k_softmax,
 )
 from .ops.pointwise import gelu, relu, silu
 from .ops.scores import cast, cosine_scores, jitter, mlp_scores, unit_rows
+from .ops.shared_gates import base_gate, expert_choice_gate, sinkhorn_gate
 from .ops.soft import soft_moe, soft_routing
 
 SIZES = ((6, 5, 2), (7, 4, 1), (5, 3, 3), (1, 4, 2), (0, 5, 2), (3, 6, 5))  # N, E, K

@@ -21,7 +21,8 @@ from .checkpoint import write_atomically
 from .errors import Parser, UserError, run, say
 from .ops.balance import importance, sequence_balance, squared_variation, z_loss
 from .ops.capacity import keep_within_capacity, renormalize_kept
-from .ops.gates import expert_choice_gate, limit_groups, noisy_top_k_gate, scaled_top_k_gate, sigmoid_gate
+from .ops.gates import limit_groups, noisy_top_k_gate, scaled_top_k_gate, sigmoid_gate
+from .ops.shared_gates import expert_choice_gate
 
 Array = np.ndarray
 Arrays = dict[str, Array]

@@ -35,14 +35,15 @@ def normalize(x, p: Norm):
     return y, backward
 
 
-def attention(x, p: Attention, config: LanguageConfig, batch: int):
-    """Causal self-attention over B = `batch` sequences; x and y (N, D)."""
-    shape = batch, len(x) // batch, -1, config.width // config.heads  # (B, T, H or G, P)
-    positions = np.arange(shape[1])
+def attention(x, p: Any, config: LanguageConfig, batch: int, attend=ops.causal_attention):
+    """Self-attention over B = `batch` sequences, causal or full by `attend`; p an `Attention`, x and y (N, D)."""
+    length, width = len(x) // max(batch, 1), config.width // config.heads  # T, P
+    positions = np.arange(length)
 
     def heads(weight, rotate):
         rows, linear_back = ops.linear(x, weight)
-        turned, rotary_back = ops.rotary(rows.reshape(shape), positions) if rotate else unchanged(rows.reshape(shape))
+        split = rows.reshape(batch, length, rows.shape[1] // width, width)  # (B, T, H or G, P)
+        turned, rotary_back = ops.rotary(split, positions) if rotate else unchanged(split)
 
         def backward(dheads):
             (drows,) = rotary_back(dheads.swapaxes(1, 2))
@@ -53,12 +54,12 @@ def attention(x, p: Attention, config: LanguageConfig, batch: int):
     q, query_back = heads(p.query, config.position == "rotary")
     k, key_back = heads(p.key, config.position == "rotary")
     v, value_back = heads(p.value, False)
-    a, attention_back = ops.causal_attention(q, k, v)
+    a, attention_back = attend(q, k, v)
     y, output_back = ops.linear(a.swapaxes(1, 2).reshape(x.shape), p.output)
 
     def backward(dy):
         da, doutput = output_back(dy)
-        dq, dk, dv = attention_back(da.reshape(shape).swapaxes(1, 2))
+        dq, dk, dv = attention_back(da.reshape(batch, length, config.heads, width).swapaxes(1, 2))
         dx_value, dvalue = value_back(dv)
         dx_key, dkey = key_back(dk)
         dx_query, dquery = query_back(dq)

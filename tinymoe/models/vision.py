@@ -12,15 +12,13 @@ Letters besides the usual ones: S pixels on a side of a patch · R patches (rows
 Source: Dosovitskiy et al. 2021 (ViT), eq. 1–4, without the class token: the language model reads all patches.
 """
 
-from typing import Any
-
 import numpy as np
 
 from .. import ops
 from ..data.images import patches
-from ..ops import full_attention, fuse_additive, fuse_prefix
-from .blocks import feed_forward, normalize
-from .parameters import Attention, Block, LanguageConfig, Mixture, Vision, encoder_blocks
+from ..ops import fuse_additive, fuse_prefix
+from .blocks import attention, feed_forward, normalize
+from .parameters import Block, LanguageConfig, Mixture, Vision, encoder_blocks
 from .picture import VisionConfig
 from .routers import unchanged
 
@@ -91,7 +89,7 @@ def encode(images, p: Vision, config: VisionConfig):
 def encoder_block(x, p: Block, config: LanguageConfig, batch: int):
     """middle = x + attention(norm(x)),  y = middle + feed_forward(norm(middle)); x and y (N, D)."""
     n, attention_norm_back = normalize(x, p.attention_norm)
-    a, attention_back = attention(n, p.attention, config, batch)
+    a, attention_back = attention(n, p.attention, config, batch, ops.full_attention)
     middle = x + a
     m, mixture_norm_back = normalize(middle, p.mixture_norm)
     f, experts_back = feed_forward(m, p.mixture.experts, config)
@@ -105,34 +103,5 @@ def encoder_block(x, p: Block, config: LanguageConfig, batch: int):
         dx, dattention_norm = attention_norm_back(dn)
         dx += dmiddle
         return dx, Block(dattention_norm, None, dattention, dmixture_norm, None, Mixture(None, dexperts, None))
-
-    return y, backward
-
-
-def attention(x, p: Any, config: LanguageConfig, batch: int):
-    """Self-attention among the rows of each of B = `batch` pictures, all to all; p an `Attention`, x and y (N, D)."""
-    shape = batch, len(x) // max(batch, 1), config.heads, config.width // config.heads  # (B, R, H, P)
-
-    def heads(weight):
-        rows, linear_back = ops.linear(x, weight)
-
-        def backward(dheads):
-            return linear_back(dheads.swapaxes(1, 2).reshape(rows.shape))
-
-        return rows.reshape(shape).swapaxes(1, 2), backward
-
-    q, query_back = heads(p.query)
-    k, key_back = heads(p.key)
-    v, value_back = heads(p.value)
-    a, attention_back = full_attention(q, k, v)
-    y, output_back = ops.linear(a.swapaxes(1, 2).reshape(x.shape), p.output)
-
-    def backward(dy):
-        da, doutput = output_back(dy)
-        dq, dk, dv = attention_back(da.reshape(shape).swapaxes(1, 2))
-        dx_value, dvalue = value_back(dv)
-        dx_key, dkey = key_back(dk)
-        dx_query, dquery = query_back(dq)
-        return dx_query + dx_key + dx_value, Attention(dquery, dkey, dvalue, doutput)
 
     return y, backward

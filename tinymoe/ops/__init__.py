@@ -11,7 +11,7 @@ Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
 Reading order: pointwise, linear, norm, softmax, positions, shift, attention, cross, recurrent, scores, routing, gates,
-capacity, balance, sparse, experts, moe, soft, likelihood, distillation.
+shared_gates, capacity, balance, sparse, experts, moe, soft, likelihood, distillation.
 """
 
 from .attention import causal_attention
@@ -29,19 +29,7 @@ from .capacity import PRIORITIES, capacity, keep_within_capacity, renormalize_ke
 from .cross import full_attention, fuse_additive, fuse_prefix, text_rows
 from .distillation import distillation
 from .experts import experts, grouped_linear
-from .gates import (
-    base_gate,
-    expert_choice_gate,
-    gshard_gate,
-    hash_table,
-    noisy_top_k_gate,
-    partition_table,
-    scaled_top_k_gate,
-    sigmoid_gate,
-    sinkhorn_gate,
-    table_gate,
-    top_k_softmax,
-)
+from .gates import gshard_gate, noisy_top_k_gate, scaled_top_k_gate, sigmoid_gate, top_k_softmax
 from .likelihood import cross_entropies, half_squared_errors, mixture_likelihood
 from .linear import embedding, linear
 from .moe import Routing, moe, routed_experts
@@ -51,6 +39,7 @@ from .positions import add_positions, rotary, sinusoidal
 from .recurrent import gru, lstm, rnn
 from .routing import Assignment, combine, dispatch, group_by_expert, top_k_gate
 from .scores import cast, cosine_scores, jitter, mlp_scores
+from .shared_gates import base_gate, expert_choice_gate, hash_table, partition_table, sinkhorn_gate, table_gate
 from .shift import token_shift
 from .soft import soft_moe, soft_routing
 from .softmax import cross_entropy, log_sum_exp, softmax
