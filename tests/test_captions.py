@@ -8,7 +8,7 @@ from tinymoe import captioning, evaluate, generate, train
 from tinymoe.data import images
 from tinymoe.errors import UserError
 from tinymoe.settings import resolve
-from tinymoe.sources import CaptionSource, drop_words
+from tinymoe.sources import CaptionSource, drop_words, moved
 from tinymoe.state import load_model
 
 TINY = "--task caption --layers 1 --width 16 --heads 2 --kv-heads 2 --experts 2 --expert-width 8 --encoder-layers 1".split()
@@ -76,6 +76,18 @@ def test_dropped_words_are_whole_and_the_beginning_stays():
     assert len(words) > 10
     assert all(set(w[1:].decode().split()) <= set("a red circle at the top".split()) for w in words)
     assert 0.3 < (dropped == 0).mean() < 0.7
+
+
+def test_moved_pictures_keep_what_stays_inside():
+    pictures = np.random.default_rng(1).random((30, 4, 5, 2))
+    after = moved(pictures, 2, np.random.default_rng(2))
+    shifts = set()
+    for before, now in zip(pictures, after, strict=True):
+        framed = np.pad(before, ((2, 2), (2, 2), (0, 0)))
+        fits = [(i, j) for i in range(5) for j in range(5) if (framed[i : i + 4, j : j + 5] == now).all()]
+        assert len(fits) == 1
+        shifts |= set(fits)
+    assert len(shifts) > 10
 
 
 @pytest.mark.parametrize(

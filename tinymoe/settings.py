@@ -88,6 +88,7 @@ class Settings:
     encoder: str = _option("transformer", "what reads the patches", "pictures", choices=tuple(ENCODERS))
     encoder_layers: int = _option(2, "blocks of a transformer encoder", "pictures")
     fusion: str = _option("prefix", "how a picture meets its text", "pictures", choices=tuple(FUSIONS))
+    image_shift: int = _option(0, "move pictures by up to so many pixels, at random, in training", "pictures", least=0)
     word_drop: float = _option(
         0.0, "share of the words hidden from the model in training, in [0, 1)", "pictures", least=0.0
     )
@@ -272,10 +273,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "word_drop": 0.3,
     },
 }
+PRESETS["digits"] = PRESETS["caption"] | {
+    "pictures": "digits",
+    "steps": 1500,
+    "layers": 1,
+    "patch": 2,
+    "encoder_layers": 2,
+    "lr": 3e-3,
+    "weight_decay": 0.3,
+    "dropout": 0.0,
+    "word_drop": 0.0,
+    "image_shift": 1,
+}
 PRESET_HELP = {
     "default": "the best validation loss that two minutes on two cores gave, see docs/search.md",
     "quick": "a small model, seconds instead of minutes",
     "caption": "for --task caption, which begins with it unless another is named",
+    "digits": "likewise with --pictures digits",
 }
 
 
@@ -286,7 +300,8 @@ def flag(name: str) -> str:
 def resolve(flags: dict[str, Any], config: Path | None = None) -> Settings:
     """Settings from, in rising order: the defaults, the preset, the file, the flags."""
     chosen = {**(read_toml(config) if config else {}), **flags}
-    preset = chosen.get("preset", "caption" if chosen.get("task") == "caption" else "default")
+    of_pictures = "digits" if chosen.get("pictures") == "digits" else "caption"
+    preset = chosen.get("preset", of_pictures if chosen.get("task") == "caption" else "default")
     chosen["preset"] = preset
     if preset not in PRESETS:
         raise UserError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")

@@ -44,7 +44,7 @@ class CaptionSource:
         self.name, self.entropy = settings.pictures, None
         content = [a for part, text in zip(parts, self.encoded, strict=True) for a in (part.images, text.ids)]
         self.sha256 = hashlib.sha256(b"".join(a.tobytes() for a in content)).hexdigest()
-        self.seed, self.word_drop = settings.seed, settings.word_drop
+        self.seed, self.word_drop, self.shift = settings.seed, settings.word_drop, settings.image_shift
         self.size = f"{len(parts[0]):,} pictures to train on, {len(parts[1])} and {len(parts[2])} to validate"
 
     def batch(self, step: int, size: int) -> Batch:
@@ -53,10 +53,10 @@ class CaptionSource:
         places = [divmod(i, count) for i in range((step - 1) * size, step * size)]
         orders = {e: np.random.default_rng([self.seed, e]).permutation(count) for e in dict(places)}
         rows = np.array([orders[epoch][i] for epoch, i in places])
-        batch = _batch(self.encoded[0], self.split.train, rows)
-        if not self.word_drop:
-            return batch
-        return batch._replace(ids=drop_words(batch.ids, self.word_drop, np.random.default_rng([self.seed, 1, step])))
+        batch, rng = _batch(self.encoded[0], self.split.train, rows), np.random.default_rng([self.seed, 1, step])
+        if self.word_drop:
+            batch = batch._replace(ids=drop_words(batch.ids, self.word_drop, rng))
+        return batch if not self.shift else batch._replace(images=moved(batch.images, self.shift, rng))
 
     def evaluation(self, limit: int = 0) -> Iterator[Batch]:
         rows = np.arange(len(self.split.val))
@@ -84,6 +84,16 @@ def drop_words(ids: Array, rate: float, rng: np.random.Generator) -> Array:
     word = space.cumsum(1)
     dropped = np.take_along_axis(rng.random(ids.shape) < rate, word, 1)
     return np.where(dropped & (ids != images.BEGIN), 0, ids)
+
+
+def moved(pictures: Array | None, most: int, rng: np.random.Generator) -> Array:
+    """Each picture (B, H, W, C) moved by up to `most` pixels either way; what comes in from outside is black."""
+    assert pictures is not None
+    batch, height, width, _ = pictures.shape
+    framed = np.pad(pictures, ((0, 0), (most, most), (most, most), (0, 0)))
+    rows = rng.integers(0, 2 * most + 1, (batch, 1)) + np.arange(height)
+    columns = rng.integers(0, 2 * most + 1, (batch, 1)) + np.arange(width)
+    return framed[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def _batch(encoded: images.CaptionBatch, pictures: images.Pictures, rows: Array) -> Batch:
