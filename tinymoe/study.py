@@ -41,12 +41,19 @@ COLLAPSE = {  # name: flags of the training command
 
 
 DENSE = ["--dense-layers", "0", "--dense-layers", "1", "--dense-layers", "2"]
-ACCOUNTING = {
+ACCOUNTING: dict[str, Any] = {
     "mixture, 2 of 8 experts": [],
     "dense, as many active": DENSE,
+    "dense, as many active, as much time": lambda found: [*DENSE, *as_much_time(*list(found.values())[:2])],
     "dense, as many in all": [*DENSE, "--expert-width", "768"],
     "mixture of all experts": ["--router", "dense"],
 }
+
+
+def as_much_time(slow: dict[str, Any], fast: dict[str, Any]) -> list[str]:
+    """Flags for as many steps of the faster run as the slower one had time for."""
+    steps = str(round(slow["steps"] * (slow["seconds"] / slow["steps"]) / (fast["seconds"] / fast["steps"])))
+    return ["--steps", steps, "--decay-steps", steps]
 
 
 def train(folder: Path, flags: list[str]) -> None:
@@ -117,7 +124,8 @@ def accounting(folder: Path, result: dict[str, Any], _: bool) -> list[str]:
     params, config = load_model(folder / MODEL)
     total, active = sum(parameters_by_part(params).values()), active_parameters(params, config)
     flops = flops_per_token(config, config.context)
-    return [f"{total:,}", f"{active:,}", f"{flops:,.0f}", f"{1e3 * result['seconds'] / result['steps']:.0f}"]
+    per_step = f"{1e3 * result['seconds'] / result['steps']:.0f}"
+    return [f"{total:,}", f"{active:,}", f"{flops:,.0f}", str(result["steps"]), per_step]
 
 
 def draw_losses(found: dict[str, dict[str, Any]]) -> Any:
@@ -135,7 +143,12 @@ def draw_losses(found: dict[str, dict[str, Any]]) -> Any:
 
 STUDIES: dict[str, tuple[Any, ...]] = {
     "collapse": (COLLAPSE, "MaxVio | load entropy | expert tells dialect, by layer", collapse, draw),
-    "accounting": (ACCOUNTING, "parameters | active | operations per token | ms per step", accounting, draw_losses),
+    "accounting": (
+        ACCOUNTING,
+        "parameters | active | operations per token | steps | ms per step",
+        accounting,
+        draw_losses,
+    ),
 }
 
 
@@ -157,14 +170,20 @@ def main(argv: list[str] | None = None) -> int:
     methods, heads, cells, picture = STUDIES[given.study]
     if given.steps < 10:
         raise UserError(f"--steps is {given.steps}; it must be at least 10")
+    if "dense, as many active, as much time" in (given.only or ()) and len(given.only) < 3:
+        raise UserError(
+            "--only 'dense, as many active, as much time' needs the two rows above it, whose times it compares"
+        )
     if unknown := set(given.only or ()) - set(methods):
         raise UserError(f"--only {min(unknown)!r} is not a row; the rows are {', '.join(methods)}")
     steps = ["--steps", given.steps, "--decay-steps", given.steps, "--eval-every", given.steps // 10]
-    found, folder = {}, given.out / given.study / given.corpus
+    found: dict[str, Any] = {}
+    folder = given.out / given.study / given.corpus
     say(f"| run | validation | {heads} |\n" + "| --- " * (heads.count("|") + 3) + "|")
     for name in given.only or methods:
         run_folder = folder / name.replace(" ", "-").replace(",", "")
-        train(run_folder, ["--corpus", given.corpus, *map(str, steps), *methods[name], *flags])
+        chosen = methods[name](found) if callable(methods[name]) else methods[name]
+        train(run_folder, ["--corpus", given.corpus, *map(str, steps), *flags, *chosen])
         found[name] = result = summary(run_folder)
         row = [name, f"{result['validation'][-1][1]:.3f}", *cells(run_folder, result, given.corpus == "toy")]
         say("| " + " | ".join(row) + " |")
