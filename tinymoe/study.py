@@ -78,6 +78,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "curves": curves,
         "seconds": steps[-1]["seconds"],
         "steps": steps[-1]["step"],
+        "tokens": steps[-1]["tokens"],
         **{name: float(curve[-last:].mean()) for name, curve in curves.items()},
     }
 
@@ -124,19 +125,20 @@ def accounting(folder: Path, result: dict[str, Any], _: bool) -> list[str]:
     params, config = load_model(folder / MODEL)
     total, active = sum(parameters_by_part(params).values()), active_parameters(params, config)
     flops = flops_per_token(config, config.context)
+    result["flops"] = 3 * flops * result["tokens"] / result["steps"]  # of a step; backward takes twice as much again
     per_step = f"{1e3 * result['seconds'] / result['steps']:.0f}"
     return [f"{total:,}", f"{active:,}", f"{flops:,.0f}", str(result["steps"]), per_step]
 
 
 def draw_losses(found: dict[str, dict[str, Any]]) -> Any:
-    """Validation loss against steps, and against time."""
+    """Validation loss against steps, and against work. Not against time: that depends on what else the machine does."""
     figure, panels = plots.new_figure(2, 8, sharex=False)
     for name, result in found.items():
         steps, losses = np.array(result["validation"]).T
         panels[0].plot(steps, losses, "o-", markersize=3, label=name)
-        panels[1].plot(steps * result["seconds"] / result["steps"], losses, "o-", markersize=3, label=name)
+        panels[1].plot(steps * result["flops"] / 1e12, losses, "o-", markersize=3, label=name)
     panels[0].set(xlabel="step", ylabel="validation loss, nats per byte")
-    panels[1].set(xlabel="seconds of training", ylabel="validation loss, nats per byte")
+    panels[1].set(xlabel="10¹² operations", ylabel="validation loss, nats per byte")
     panels[0].legend()
     return figure
 

@@ -1,0 +1,286 @@
+"""Build the lessons: from src/NN_name.py the student's notebook, the solved one, and README.md, the course's page.
+
+    python lessons/build.py               all
+    python lessons/build.py 01 04         those whose names begin so, and the page
+    python lessons/build.py --check       builds nothing; exits 1 if a product isn't what its source gives
+
+A source is a script in jupytext's percent format, and the only file to edit. Its header says what the course's page
+needs to know (`Lesson`). An exercise is a run of cells with tags: `exercise` (the stub), `solution`, one or more `wrong`
+(answers that `check` must refuse; no product shows them), `check`.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+LESSONS = Path(__file__).resolve().parent
+PAGE, DOCUMENTS = LESSONS / "README.md", LESSONS / "DOCUMENTS.md"
+LARGEST = 300_000  # bytes of a notebook
+ORDER = re.compile(r"(?:\. |exercise solution (?:wrong )+check )*")  # of the tags; . for none
+VARIES = re.compile(rf"0x[0-9a-f]{{6,}}|{re.escape(str(LESSONS.parent))}|{re.escape(str(Path.home()))}/")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A source: its name, its header, its cells."""
+
+    name: str
+    cells: list[Any]
+    title: str
+    chinese: str
+    minutes: int
+    builds: str  # what the learner has in the end
+    code: list[str]  # files of the project, from its root
+    documents: list[str]  # rows of DOCUMENTS.md
+    papers: list[str]  # Markdown
+    terms: dict[str, str]  # English to Chinese, for the glossary
+
+    @property
+    def number(self) -> int:
+        return int(self.name[:2])
+
+    def product(self, solved: bool) -> Path:
+        return LESSONS / ("solutions" if solved else "") / f"{self.name}.ipynb"
+
+
+def sources() -> list[Path]:
+    return sorted((LESSONS / "src").glob("[0-9][0-9]_*.py"))
+
+
+def read(path: Path) -> Lesson:
+    """Raises ValueError if the header or the order of the cells of an exercise is not as it must be."""
+    source = jupytext.reads(path.read_text(encoding="utf-8"), "py:percent")
+    header = source.metadata.get("lesson", {})
+    wanted = [field.name for field in fields(Lesson)][2:]
+    if sorted(header) != sorted(wanted):
+        raise ValueError(f"{path.name}: the header has {sorted(header)}; it must have {sorted(wanted)}")
+    if missing := [file for file in header["code"] if not (LESSONS.parent / file).exists()]:
+        raise ValueError(f"{path.name}: the header names {missing}, which do not exist")
+    if not ORDER.fullmatch("".join(tag(cell) + " " for cell in source.cells)):
+        raise ValueError(f"{path.name}: an exercise is cells tagged exercise, solution, wrong (1 or more), check")
+    return Lesson(path.stem, source.cells, **header)
+
+
+def tag(cell: Any) -> str:
+    """`exercise`, `solution`, `wrong`, `check`, or `.` for a cell that belongs to no exercise."""
+    return next(iter(cell.metadata.get("tags", [])), ".")
+
+
+def variant(cells: Iterable[Any], answer: str, number: int = 0) -> list[Any]:
+    """The cells with one answer to each exercise: `exercise` for the stub, `solution`, or `wrong` with its number.
+
+    Where an exercise has fewer wrong answers, its last is taken.
+    """
+    kept: list[Any] = []
+    answers: list[Any] = []
+    for cell in cells:
+        if tag(cell) in ("exercise", "solution", "wrong"):
+            answers.append(cell)
+            continue
+        if answers:
+            fitting = [cell for cell in answers if tag(cell) == answer]
+            kept.append(fitting[min(number, len(fitting) - 1)])
+            answers = []
+        kept.append(cell)
+    return kept
+
+
+def notebook(lesson: Lesson, solved: bool) -> Any:
+    """The product before it is executed. The same source gives the same bytes."""
+    up = "../" if solved else ""
+    other = f"[without the solutions](../{lesson.name}.ipynb)" if solved else f"[solved](solutions/{lesson.name}.ipynb)"
+    heading = f"# {lesson.number} · {lesson.title} {lesson.chinese}{' · solved' if solved else ''}"
+    about = f"About {lesson.minutes} minutes · [the course]({up}README.md) · this lesson {other}"
+    cells = [nbformat.v4.new_markdown_cell(f"{heading}\n\n{about}")]
+    if solved:
+        setup = 'import sys\n\nsys.path.append("..")  # where lesson_tools.py is'
+        cells.append(nbformat.v4.new_code_cell(setup, metadata={"tags": ["setup"]}))
+    for cell in variant(lesson.cells, "solution" if solved else "exercise"):
+        if cell.cell_type == "markdown":
+            text = re.sub(r"\]\((?!https?:|#)", f"]({up}", cell.source)  # links, from where the product is
+            cells.append(nbformat.v4.new_markdown_cell(text))
+        else:
+            tags = {"tags": list(cell.metadata["tags"])} if "tags" in cell.metadata else {}
+            cells.append(nbformat.v4.new_code_cell(cell.source, metadata=tags))
+    for position, cell in enumerate(cells):
+        cell.id = f"cell-{position}"
+    return nbformat.v4.new_notebook(cells=cells, metadata=metadata())
+
+
+def metadata() -> dict[str, Any]:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return {"kernelspec": kernel, "language_info": {"name": "python"}}
+
+
+def executed(product: Any, folder: Path) -> Any:
+    """The notebook with its outputs, run in a fresh kernel in the folder where it belongs."""
+    client = NotebookClient(
+        product,
+        timeout=120,
+        kernel_name="python3",
+        extra_arguments=["--log-level=40"],  # errors only
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute(env=os.environ | {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+    return cleaned(product)
+
+
+def cleaned(product: Any) -> Any:
+    """An executed notebook without what differs from one execution to the next.
+
+    Raises ValueError for a warning or another message on stderr, an address in memory, or a place on this machine.
+    """
+    for cell in product.cells:
+        for output in cell.get("outputs", []):
+            shown = str(output.get("text", output.get("data", {}).get("text/plain")))
+            if output.get("name") == "stderr":
+                raise ValueError(f"{cell.id} says on stderr: {shown}")
+            if found := VARIES.search(shown):
+                raise ValueError(f"{cell.id} shows {found[0]!r}, which is not the same everywhere")
+            if "execution_count" in output:
+                output.execution_count = None
+        if cell.cell_type == "code":
+            cell.execution_count = None
+    product.metadata = nbformat.from_dict(metadata())
+    return product
+
+
+def build(lesson: Lesson) -> None:
+    for solved in (False, True):
+        file, start = lesson.product(solved), time.perf_counter()
+        file.parent.mkdir(exist_ok=True)
+        text = nbformat.writes(executed(notebook(lesson, solved), file.parent)) + "\n"
+        if len(text.encode()) > LARGEST:
+            raise ValueError(f"{file.name} would have {len(text.encode())} bytes; at most {LARGEST} are allowed")
+        file.write_text(text, encoding="utf-8")
+        seconds = time.perf_counter() - start
+        print(f"{file.relative_to(LESSONS)}  {len(text.encode()) // 1000} kB, {seconds:.0f} s")
+
+
+def is_stale(lesson: Lesson, solved: bool) -> bool:
+    """Whether a product is missing, or is not, but for its outputs, what the source gives."""
+    file = lesson.product(solved)
+    if not file.exists():
+        return True
+    product = nbformat.read(file, as_version=4)
+    for cell in product.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    return bool(product != notebook(lesson, solved))
+
+
+def page(lessons: list[Lesson]) -> str:
+    """README.md: the way through the course, where everything stands, and the glossary."""
+    rows = [
+        f"| {lesson.number} | [{lesson.title}]({lesson.name}.ipynb) {lesson.chinese} | {lesson.minutes} "
+        f"| {lesson.builds} | [solved](solutions/{lesson.name}.ipynb) |"
+        for lesson in lessons
+    ]
+    places = [
+        f"- **{lesson.number} · {lesson.title}**: " + "; ".join(filter(None, references(lesson))) for lesson in lessons
+    ]
+    glossary = [f"| {english} | {chinese} | {number} |" for english, chinese, number in terms(lessons)]
+    return TEMPLATE.format(
+        rows="\n".join(rows),
+        minutes=sum(lesson.minutes for lesson in lessons),
+        places="\n".join(places),
+        glossary="\n".join(glossary),
+    )
+
+
+def references(lesson: Lesson) -> list[str]:
+    code = ", ".join(f"[`{file}`](../{file})" for file in lesson.code)
+    rows = ", ".join(f"[{row}](DOCUMENTS.md#{anchor(row)})" for row in lesson.documents)
+    return [code, rows and f"documents {rows}", *lesson.papers]
+
+
+def anchor(row: str) -> str:
+    """Where GitHub puts the heading of a row of DOCUMENTS.md. Raises ValueError if there is no such row."""
+    heading = re.search(rf"^#+ ({row} · .*)$", DOCUMENTS.read_text(encoding="utf-8"), re.M)
+    if not heading:
+        raise ValueError(f"DOCUMENTS.md has no row {row!r}; name rows such as L1 or M14")
+    return re.sub(r"[^\w\- ]", "", heading[1].lower()).replace(" ", "-")
+
+
+def terms(lessons: list[Lesson]) -> list[tuple[str, str, int]]:
+    """(English, Chinese, number of the lesson that brings it in), by alphabet. Raises ValueError where lessons differ."""
+    found: dict[str, tuple[str, int]] = {}
+    for lesson in lessons:
+        for english, chinese in lesson.terms.items():
+            known, number = found.setdefault(english, (chinese, lesson.number))
+            if known != chinese:
+                raise ValueError(f"{english!r} is {known} in lesson {number} and {chinese} in lesson {lesson.number}")
+    return sorted(((english, *rest) for english, rest in found.items()), key=lambda term: term[0].lower())
+
+
+TEMPLATE = """<!-- Made by build.py from the headers of src/*.py; edit those. -->
+# The course
+
+Notebooks that run on any laptop, without a download. Each begins with a picture and a formula, computes it by hand,
+in a loop and with the library, proves its gradient, shows a bug that somebody really had, and ends with exercises that
+check themselves. Install and open them, from the project's folder:
+
+```sh
+python3 -m venv .venv && .venv/bin/pip install -e '.[lessons]' && .venv/bin/jupyter lab lessons
+```
+
+| | lesson | minutes | what you build | |
+| --- | --- | --- | --- | --- |
+{rows}
+
+Together about {minutes} minutes. An exercise prints `[todo]`, `[ok]`, or `[wrong]` and where. Every lesson is here twice: with
+the exercises open, and solved.
+
+Teachers: the notebooks are made from scripts. Edit `src/`; `python lessons/rehearse.py` then tries a lesson as a learner
+with no answer, with wrong answers and with right ones, and `python lessons/build.py` makes the notebooks and this page.
+
+## Where it stands
+
+In the code, in the [five documents](DOCUMENTS.md), in the papers:
+
+{places}
+
+## Glossary 词汇表
+
+| English | 中文 | lesson |
+| --- | --- | --- |
+{glossary}
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build the lessons from their sources.")
+    parser.add_argument("names", nargs="*", help="beginnings of the names of lessons; all if none is given")
+    parser.add_argument("--check", action="store_true", help="build nothing, exit 1 if a product is stale")
+    arguments = parser.parse_args()
+    lessons = [read(path) for path in sources()]
+    names = tuple(arguments.names) or ("",)
+    chosen = [lesson for lesson in lessons if lesson.name.startswith(names)]
+    if not chosen:
+        parser.error(f"no lesson begins with {' or '.join(names)}; there are {', '.join(p.stem for p in sources())}")
+    if not arguments.check:
+        for lesson in chosen:
+            build(lesson)
+        PAGE.write_text(page(lessons), encoding="utf-8")
+    stale = [lesson.product(solved) for lesson in chosen for solved in (False, True) if is_stale(lesson, solved)]
+    if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page(lessons):
+        stale.append(PAGE)
+    for file in stale:
+        print(f"{file.relative_to(LESSONS)} is stale: python lessons/build.py")
+    return bool(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
