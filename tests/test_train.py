@@ -184,8 +184,8 @@ def test_a_diverging_run_stops_with_one_sentence_and_keeps_the_last_checkpoint(t
 def test_validation_text_is_never_trained_on(text, tmp_path):
     work = arguments.prepare(["--corpus", str(text), "--out", str(tmp_path / "a"), *SMALL])
     whole = np.frombuffer(text.read_bytes(), np.uint8)
-    np.testing.assert_array_equal(np.concatenate([work.corpus.train, work.corpus.val]), whole)
-    assert len(work.corpus.val) == len(whole) // 10
+    np.testing.assert_array_equal(np.concatenate([work.source.windows.tokens, work.source.val]), whole)
+    assert len(work.source.val) == len(whole) // 10
 
 
 def test_flags_override_the_file_and_the_file_the_preset(text, tmp_path):
@@ -201,7 +201,7 @@ def test_several_corpora_are_joined_each_with_its_own_validation_tenth(text, tmp
     other = tmp_path / "other.txt"
     other.write_text("z" * 1000)
     work = arguments.prepare(["--corpus", str(text), "--corpus", str(other), "--out", str(tmp_path / "a"), *SMALL])
-    assert (work.corpus.val == ord("z")).sum() == 100
+    assert (work.source.val == ord("z")).sum() == 100
 
 
 def test_without_out_folders_are_numbered(text, tmp_path, monkeypatch):
@@ -418,13 +418,12 @@ def test_a_reader_that_leaves_does_not_stop_the_training(text, tmp_path):
 
 def test_a_killed_worker_ends_the_run_with_one_sentence(text, tmp_path, monkeypatch, capsys):
     work = arguments.prepare(["--corpus", str(text), "--out", str(tmp_path / "a"), *SMALL, "--workers", "2"])
-    windows = train.TrainingWindows(work.corpus.train, 16, 0)
     with (
         train.Trainer(work.state, work.settings) as trainer,
         pytest.raises(UserError, match="worker process was ended"),
     ):
         for step in range(1, 5):
-            trainer.step(windows.batch(step, 5))
+            trainer.step(work.source.batch(step, 5))
             trainer.team._members[0].kill()
 
 
