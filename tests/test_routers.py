@@ -9,6 +9,7 @@ from tinymoe.errors import UserError
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import ONE_CHOICE, ROUTERS, SCORES, SHARED, LanguageConfig, initialize
 from tinymoe.models.routers import LOSSES, Balancing, applicable
+from tinymoe.trainer import layer_report
 from tinymoe.tree import named, tree_map
 
 SMALL = {"vocabulary": 11, "context": 8, "layers": 2, "width": 12, "heads": 2, "kv_heads": 1, "expert_width": 5}
@@ -91,6 +92,30 @@ def test_nothing_is_dropped_in_evaluation_and_capacity_holds_in_training():
     for r in routed:
         kept = np.bincount(r.indices[r.kept], minlength=4)
         np.testing.assert_array_equal(kept, np.minimum(r.counts, room))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_more_padding_changes_nothing(router, training):
+    """The same texts, padded to 6 and to 20: loss and gradient are the same, in training with the same noise."""
+    params, config = model(router=router, top_k=1 if router in ONE_CHOICE else 2, shared_experts=1, context=20)
+    rng = np.random.default_rng(8)
+    ids, targets = rng.integers(0, 11, (2, 3, 6))
+    mask = np.arange(6) < np.array([[6], [4], [3]])
+    targets[~mask] = -100
+    balancing = Balancing(applicable(config), 0.3, 0.1)
+    results = []
+    for more in (0, 14):
+        noise = np.random.default_rng(1) if training else None
+        wide = [
+            np.pad(a, ((0, 0), (0, more)), constant_values=fill)
+            for a, fill in ((ids, 5), (targets, -100), (mask, False))
+        ]
+        (total, parts), backward = loss(params, config, wide[0], wide[1], balancing, noise, mask=wide[2])
+        entropies = [layer_report(r).entropy for r in parts.routed if r is not None]
+        results.append([total, entropies, *named(backward()).values()])
+    for one_leaf, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one_leaf, other, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("router", [r for r in ROUTERS if r not in ("soft", "expert-choice")])

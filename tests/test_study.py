@@ -37,7 +37,10 @@ def test_accounting_counts_parameters_operations_and_time(tmp_path, capsys):
 def test_bad_input(tmp_path):
     with pytest.raises(UserError, match="'prayer' is not a row"):
         study.main(["collapse", "--out", str(tmp_path), "--only", "prayer"])
+    study.main(["collapse", "--out", str(tmp_path), "--steps", "10", "--only", "nothing", *TINY])
+    with pytest.raises(UserError, match="other flags"):
+        study.main(["collapse", "--out", str(tmp_path), "--steps", "11", "--only", "nothing", *TINY])
     with pytest.raises(UserError, match="at least 10"):
         study.main(["collapse", "--steps", "3"])
-    with pytest.raises(UserError, match="try: "):
-        study.main(["collapse", "--out", str(tmp_path), "--steps", "10", "--only", "nothing", "--layers", "0"])
+    with pytest.raises(UserError, match="layers"):
+        study.main(["collapse", "--out", str(tmp_path / "b"), "--steps", "10", "--only", "nothing", "--layers", "0"])

@@ -111,6 +111,11 @@ def prepare(argv: list[str] | None = None) -> Run:
         here = tuple(c if corpora.is_name(c) else str(Path(c).resolve()) for c in settings.corpus)
         settings = replace(settings, corpus=here)  # so that the run can be resumed from anywhere
     source = new_source(settings)
+    if settings.position in ("learned", "sinusoidal") and source.context > settings.context:
+        raise UserError(
+            f"the longest caption has {source.context} bytes, but --context {settings.context} gives only so many positions; "
+            f"give --context {source.context} or --position rotary"
+        )
     if sha256 not in (None, source.sha256):
         raise UserError(
             f"the corpus {source.name} is not the text that {resume} was trained on (sha256 "

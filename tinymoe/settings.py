@@ -57,7 +57,10 @@ class Settings:
     )
     checkpoint_every: int = _option(500, "save model and optimiser every so many steps", "run")
     workers: int = _option(
-        2, "processes that share the work on a batch; another number rounds differently in the last bits", "run"
+        2,
+        "processes that share the work on a batch; balancing (but for --balance global), capacity and noise are those of each "
+        "share of it, so another number gives slightly other numbers",
+        "run",
     )
     sample_tokens: int = _option(400, "length of the sample written at the end, 0 for none", "run", least=0)
 
@@ -139,7 +142,7 @@ class Settings:
 
     batch_size: int = _option(12, "windows per optimiser step (B)", "optimisation")
     accumulate: int = _option(
-        1, "compute the batch in so many passes, one after another, to save memory", "optimisation"
+        1, "compute the batch in so many passes, one after another, to save memory; see --workers", "optimisation"
     )
     optimizer: str = _option("adamw", "AdamW, or SGD with momentum", "optimisation", choices=tuple(OPTIMIZERS))
     lr: float = _option(2e-3, "peak learning rate", "optimisation", above=0.0)

@@ -10,6 +10,7 @@ instead of repeated. Prints a table and writes a picture.
 """
 
 import argparse
+import json
 import math
 import subprocess
 import sys
@@ -57,11 +58,27 @@ def as_much_time(slow: dict[str, Any], fast: dict[str, Any]) -> list[str]:
 
 
 def train(folder: Path, flags: list[str]) -> None:
-    """Run the training command, unless its folder holds a model already."""
-    if not (folder / MODEL).exists():
-        command = [sys.executable, "-m", "tinymoe.train", "--out", str(folder), "--overwrite", "--sample-tokens", "0"]
-        if subprocess.run([*command, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
-            raise UserError(f"training into {folder} failed; try: {' '.join([*command, *flags])}")
+    """Run the training command, unless its folder holds a model made with the same flags already."""
+    note = folder / "flags.json"
+    if (folder / MODEL).exists():
+        if not note.exists() or json.loads(note.read_text()) != flags:
+            raise UserError(f"{folder} holds a run with other flags; choose another --out, or delete it")
+        return
+    command = [
+        sys.executable,
+        "-m",
+        "tinymoe.train",
+        "--out",
+        str(folder),
+        "--overwrite",
+        "--sample-tokens",
+        "0",
+        *flags,
+    ]
+    found = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if found.returncode:
+        raise UserError(f"training into {folder} failed: {found.stderr.strip().splitlines()[-1:] or ''}")
+    note.write_text(json.dumps(flags))
 
 
 def summary(folder: Path) -> dict[str, Any]:

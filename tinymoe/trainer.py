@@ -192,7 +192,7 @@ def layer_report(routed: Choice) -> LayerReport:
     entropy = math.nan
     if routed.logits is not None and np.isfinite(routed.logits).all():
         p, _ = ops.softmax(routed.logits)
-        entropy = metrics.router_entropy(p) / max(math.log(p.shape[1]), 1e-9)
+        entropy = metrics.router_entropy(p, mask=routed.real) / max(math.log(p.shape[1]), 1e-9)
     return LayerReport(routed.counts, float(dropped), entropy)
 
 

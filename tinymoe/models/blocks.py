@@ -148,25 +148,30 @@ def dense(x, p: Mixture, config: LanguageConfig):
 
 
 def soft_mixture(x, p: Mixture, config: LanguageConfig, at: Situation):
-    """Soft MoE, each sequence on its own: its experts see weighted means of the sequence's tokens."""
+    """Soft MoE, each sequence on its own: its experts see weighted means of the sequence's tokens, padding left out."""
     router: Any = p.router
     activation = EXPERT_KINDS[config.expert_kind]
+    numbers = np.arange(len(x)).reshape(at.batch, -1)
+    rows = [sequence if at.mask is None else sequence[at.mask[sequence]] for sequence in numbers]
     outputs, soft_backs = zip(
         *[
-            ops.soft_moe(tokens, router.weight, router.scale[0], *matrices(p.experts), activation=activation)
-            for tokens in x.reshape(at.batch, -1, x.shape[1])
+            ops.soft_moe(x[some], router.weight, router.scale[0], *matrices(p.experts), activation=activation)
+            for some in rows
         ],
         strict=True,
     )
-    y, shared_back = with_shared(x, np.concatenate(outputs), p.shared, config)
+    routed = np.zeros(x.shape, outputs[0].dtype)
+    routed[np.concatenate(rows)] = np.concatenate(outputs)
+    y, shared_back = with_shared(x, routed, p.shared, config)
 
     def backward(dy, _):
         dx_shared, dsoft, dshared = shared_back(dy)
-        parts = dsoft.reshape(at.batch, -1, x.shape[1])
-        dtokens, *dweights = zip(*[back(part) for back, part in zip(soft_backs, parts, strict=True)], strict=True)
+        dtokens, *dweights = zip(*[back(dsoft[some]) for back, some in zip(soft_backs, rows, strict=True)], strict=True)
         dslots, dscale, *dexperts = (np.sum(dweight, axis=0) for dweight in dweights)
+        dx = np.zeros(x.shape, dy.dtype)
+        dx[np.concatenate(rows)] = np.concatenate(dtokens)
         drouter = Router(dslots, None, np.reshape(dscale, 1), None, None)
-        return dx_shared + np.concatenate(dtokens), Mixture(drouter, gradient_of_experts(*dexperts), dshared)
+        return dx_shared + dx, Mixture(drouter, gradient_of_experts(*dexperts), dshared)
 
     return (y, 0.0, None), backward
 

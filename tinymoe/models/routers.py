@@ -73,6 +73,7 @@ class Choice(NamedTuple):
     indices: Array  # (N, K) int
     kept: Array | None  # (N, K) bool, False for an assignment that is not carried out; None if all are
     counts: Array  # (E,) int, assignments that were asked for, before any was dropped for lack of room
+    real: Array | None = None  # (N,) bool, False for padding; None if there is none
     balance: float = 0.0  # sum of the balancing losses, for reports
 
 
@@ -82,7 +83,7 @@ def route(x, p: Router, config: LanguageConfig, at: Situation):
         return from_table(x, p, config, at)
     logits, scores_back = scores(x, p, config, at)
     spread, spread_back = (None, None) if p.noise is None else ops.linear(x, p.noise)
-    (wide, indices, kept, load), gate_back = gate(logits, spread, p, config, at)
+    (wide, indices, kept, load), gate_back = gate_without_padding(logits, spread, p, config, at)
     weights, cast_back = ops.cast(wide, dtype=x.dtype)
     counts, kept = within_capacity(weights, indices, kept, config, at)
 
@@ -95,7 +96,7 @@ def route(x, p: Router, config: LanguageConfig, at: Situation):
         drouter.bias = None if p.bias is None else np.zeros_like(p.bias)
         return dx, drouter
 
-    return Choice(weights, logits, load, indices, kept, counts), backward
+    return Choice(weights, logits, load, indices, kept, counts, at.mask), backward
 
 
 def scores(x, p: Any, config: LanguageConfig, at: Situation):
@@ -138,6 +139,26 @@ def unchanged(x):
     return x, backward
 
 
+def gate_without_padding(logits, spread, p: Router, config: LanguageConfig, at: Situation):
+    """`gate` for the real rows alone: padding gets weights 0 and takes part in nothing, whatever a gate looks at."""
+    if at.mask is None:
+        return gate(logits, spread, p, config, at)
+    real, n = np.flatnonzero(at.mask), len(logits)
+    some = None if spread is None else spread[real]
+    (weights, indices, kept, load), gate_back = gate(logits[real], some, p, config, at)
+
+    def spread_out(part, fill):
+        whole = np.full((n, *part.shape[1:]), fill, part.dtype)
+        whole[real] = part
+        return whole
+
+    def backward(dweights, dload):
+        return tuple(spread_out(gradient, 0) for gradient in gate_back(dweights[real], dload))
+
+    everywhere = None if kept is None else spread_out(kept, False)
+    return (spread_out(weights, 0), spread_out(indices, 0), everywhere, load), backward
+
+
 def gate(logits, spread, p: Router, config: LanguageConfig, at: Situation):
     """(weights (N, K), indices, kept or None, smooth load or None); backward(dweights, dload) → (dlogits[, dspread])."""
     k, kind, scale = config.top_k, config.router, config.routed_scale
@@ -178,7 +199,7 @@ def from_table(x, p: Router, config: LanguageConfig, at: Situation):
     def backward(dweights, dlogits, dload):
         return np.zeros_like(x), p
 
-    return Choice(weights, None, None, indices, kept, counts), backward
+    return Choice(weights, None, None, indices, kept, counts, at.mask), backward
 
 
 @lru_cache(maxsize=4)
