@@ -35,6 +35,7 @@ HEADINGS = [
 OPTIONAL = {"What the document gets wrong"}
 FORBIDDEN = re.compile(r"^ *[!%]|https?://|\b(urllib|requests|socket|subprocess|pip|plt)\b", re.M)
 SOURCES = build.sources()
+FIRST = LESSONS / "src" / "01_numbers_and_gradients.py"  # the one that planted mistakes are tried on
 every_lesson = pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
 
 
@@ -125,7 +126,7 @@ def test_no_product_is_without_a_source():
 
 def test_building_gives_the_product_to_the_bit_but_for_pictures_and_roundings():
     """In a kernel, where a learner runs it. Another library version draws and rounds otherwise; the rest is the same."""
-    lesson = build.read(SOURCES[0])
+    lesson = build.read(FIRST)
     built = build.executed(build.notebook(lesson, True), lesson.product(True).parent)
     kept = nbformat.read(lesson.product(True), as_version=4)
     assert verdicts(built) == verdicts(kept)
@@ -158,7 +159,7 @@ check
 
 def written(folder, edit=lambda text: text):
     """A source with the header of the first lesson and four lines of code."""
-    header = SOURCES[0].read_text(encoding="utf-8").partition("\n\n")[0]
+    header = FIRST.read_text(encoding="utf-8").partition("\n\n")[0]
     path = folder / "77_small.py"
     path.write_text(edit(SOURCE.format(header=header)), encoding="utf-8")
     return path
@@ -204,7 +205,7 @@ def test_a_wrong_source_is_refused(tmp_path, old, new, said):
 def test_unknown_rows_and_terms_that_differ_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no row 'M99'"):
         build.page([build.read(written(tmp_path, lambda text: text.replace("[M7]", "[M99]")))])
-    first, second = build.read(SOURCES[0]), build.read(written(tmp_path, lambda text: text.replace("权重", "重量")))
+    first, second = build.read(FIRST), build.read(written(tmp_path, lambda text: text.replace("权重", "重量")))
     with pytest.raises(ValueError, match="'weight' is 权重 in lesson 1 and 重量 in lesson 77"):
         build.page([first, second])
 
@@ -246,9 +247,9 @@ def test_an_edited_product_is_stale(tmp_path, monkeypatch):
     ],
 )
 def test_a_broken_rule_is_found(tmp_path, old, new, said):
-    text = SOURCES[0].read_text(encoding="utf-8")
+    text = FIRST.read_text(encoding="utf-8")
     assert old in text
-    path = tmp_path / SOURCES[0].name
+    path = tmp_path / FIRST.name
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     assert any(said in problem for problem in problems(build.read(path)))
 
