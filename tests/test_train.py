@@ -138,6 +138,17 @@ def test_a_run_killed_at_any_instant_resumes(text, tmp_path):
     assert steps == list(range(1, 151))
 
 
+def test_a_model_older_than_its_checkpoint_is_made_anew(text, tmp_path):
+    """What a kill between the writing of the two files leaves behind, here at the very last step."""
+    run(text, tmp_path / "early", "--steps", 10)
+    run(text, tmp_path / "run", "--steps", 20)
+    model = tmp_path / "run" / "model.safetensors"
+    right = model.read_bytes()
+    model.write_bytes((tmp_path / "early" / "model.safetensors").read_bytes())
+    train.main(["--resume", str(tmp_path / "run")])
+    assert model.read_bytes() == right
+
+
 @pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
 def test_ctrl_c_saves_says_so_and_can_be_resumed(text, tmp_path):
     run(text, tmp_path / "whole", "--steps", 300)

@@ -23,12 +23,12 @@ from .arguments import Run, prepare
 from .captioning import exact, write_captions
 from .checkpoint import write_atomically
 from .errors import run, say
-from .folder import CHECKPOINT, Metrics, write_config
+from .folder import CHECKPOINT, MODEL, Metrics, write_config
 from .generate import decoded
 from .progress import Progress, stop_signals
 from .sampling import generate
 from .sources import CaptionSource
-from .state import NotFinite, save_state
+from .state import NotFinite, save_model, save_state
 from .trainer import EVALUATION_WINDOWS, LayerReport, StepReport, Trainer
 from .tree import named
 
@@ -114,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     work = prepare(argv)
     folder, settings, state = work.folder, work.settings, work.state
     write_config(folder, settings)
+    if state.step:  # killed between the two files, a run may have left a model that is older than its checkpoint
+        save_model(folder / MODEL, state.params, settings.model, sparse=settings.sparsity != "none")
     say(describe(work))
     failure = None
     with stop_signals() as stop:
