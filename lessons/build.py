@@ -38,19 +38,40 @@ class Lesson:
     cells: list[Any]
     title: str
     chinese: str
-    minutes: int
     builds: str  # what the learner has in the end
     code: list[str]  # files of the project, from its root
     documents: list[str]  # rows of DOCUMENTS.md
     papers: list[str]  # Markdown
-    terms: dict[str, str]  # English to Chinese, for the glossary
+    terms: dict[str, list[str]]  # those it brings in, for the glossary: English to Chinese and meaning
 
     @property
     def number(self) -> int:
         return int(self.name[:2])
 
+    @property
+    def reading(self) -> int:
+        """Minutes to read it: 150 words and 20 lines of code a minute; answers are not there to be read."""
+        kept = [cell for cell in self.cells if tag(cell) not in ("solution", "wrong")]
+        words = sum(len(cell.source.split()) for cell in kept if cell.cell_type == "markdown")
+        lines = sum(len(cell.source.splitlines()) for cell in kept if cell.cell_type == "code")
+        return fives(words / 150 + lines / 20)
+
+    @property
+    def practice(self) -> int:
+        """Minutes for the exercises: 8 each."""
+        return fives(8 * sum(tag(cell) == "exercise" for cell in self.cells))
+
+    @property
+    def exercises(self) -> list[str]:
+        text = "\n".join(cell.source for cell in self.cells if cell.cell_type == "markdown")
+        return re.findall(r"^### \d+ · (.+)$", text.partition("## Exercises")[2], re.M)
+
     def product(self, solved: bool) -> Path:
         return LESSONS / ("solutions" if solved else "") / f"{self.name}.ipynb"
+
+
+def fives(minutes: float) -> int:
+    return 5 * round(minutes / 5)
 
 
 def sources() -> list[Path]:
@@ -100,7 +121,8 @@ def notebook(lesson: Lesson, solved: bool) -> Any:
     up = "../" if solved else ""
     other = f"[without the solutions](../{lesson.name}.ipynb)" if solved else f"[solved](solutions/{lesson.name}.ipynb)"
     heading = f"# {lesson.number} · {lesson.title} {lesson.chinese}{' · solved' if solved else ''}"
-    about = f"About {lesson.minutes} minutes · [the course]({up}README.md) · this lesson {other}"
+    time = f"About {lesson.reading} minutes to read, {lesson.practice} for the exercises"
+    about = f"{time} · [the course]({up}README.md) · this lesson {other}"
     cells = [nbformat.v4.new_markdown_cell(f"{heading}\n\n{about}")]
     if solved:
         setup = 'import sys\n\nsys.path.append("..")  # where lesson_tools.py is'
@@ -184,17 +206,24 @@ def is_stale(lesson: Lesson, solved: bool) -> bool:
 def page(lessons: list[Lesson]) -> str:
     """README.md: the way through the course, where everything stands, and the glossary."""
     rows = [
-        f"| {lesson.number} | [{lesson.title}]({lesson.name}.ipynb) {lesson.chinese} | {lesson.minutes} "
+        f"| {lesson.number} | [{lesson.title}]({lesson.name}.ipynb) {lesson.chinese} | {lesson.reading} + {lesson.practice} "
         f"| {lesson.builds} | [solved](solutions/{lesson.name}.ipynb) |"
         for lesson in lessons
     ]
     places = [
         f"- **{lesson.number} · {lesson.title}**: " + "; ".join(filter(None, references(lesson))) for lesson in lessons
     ]
-    glossary = [f"| {english} | {chinese} | {number} |" for english, chinese, number in terms(lessons)]
+    exercises = [f"- **{lesson.number} · {lesson.title}**: {' · '.join(lesson.exercises)}" for lesson in lessons]
+    glossary = [
+        f"| {english} | {chinese} | {meaning} | [{lesson.number}]({lesson.name}.ipynb) |"
+        for english, chinese, meaning, lesson in terms(lessons)
+    ]
     return TEMPLATE.format(
         rows="\n".join(rows),
-        minutes=sum(lesson.minutes for lesson in lessons),
+        reading=sum(lesson.reading for lesson in lessons),
+        practice=sum(lesson.practice for lesson in lessons),
+        count=sum(len(lesson.exercises) for lesson in lessons),
+        exercises="\n".join(exercises),
         places="\n".join(places),
         glossary="\n".join(glossary),
     )
@@ -214,15 +243,15 @@ def anchor(row: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading[1].lower()).replace(" ", "-")
 
 
-def terms(lessons: list[Lesson]) -> list[tuple[str, str, int]]:
-    """(English, Chinese, number of the lesson that brings it in), by alphabet. Raises ValueError where lessons differ."""
-    found: dict[str, tuple[str, int]] = {}
+def terms(lessons: list[Lesson]) -> list[tuple[str, str, str, Lesson]]:
+    """(English, Chinese, meaning, the lesson that brings it in), by alphabet. Raises ValueError if two bring in the same."""
+    found: dict[str, tuple[str, str, str, Lesson]] = {}
     for lesson in lessons:
-        for english, chinese in lesson.terms.items():
-            known, number = found.setdefault(english, (chinese, lesson.number))
-            if known != chinese:
-                raise ValueError(f"{english!r} is {known} in lesson {number} and {chinese} in lesson {lesson.number}")
-    return sorted(((english, *rest) for english, rest in found.items()), key=lambda term: term[0].lower())
+        for english, (chinese, meaning) in lesson.terms.items():
+            if english in found:
+                raise ValueError(f"{english!r} is a term of lesson {found[english][-1].number} and of {lesson.number}")
+            found[english] = (english, chinese, meaning, lesson)
+    return sorted(found.values(), key=lambda term: term[0].lower())
 
 
 TEMPLATE = """<!-- Made by build.py from the headers of src/*.py; edit those. -->
@@ -236,12 +265,18 @@ check themselves. Install and open them, from the project's folder:
 python3 -m venv .venv && .venv/bin/pip install -e '.[lessons]' && .venv/bin/jupyter lab lessons
 ```
 
-| | lesson | minutes | what you build | |
+| | lesson | minutes to read + for exercises | what you build | |
 | --- | --- | --- | --- | --- |
 {rows}
 
-Together about {minutes} minutes. An exercise prints `[todo]`, `[ok]`, or `[wrong]` and where. Every lesson is here twice: with
-the exercises open, and solved.
+Together about {reading} minutes to read and {practice} for the exercises. An exercise prints `[todo]`, `[ok]`, or `[wrong]`
+and where. Every lesson is here twice: with the exercises open, and solved.
+
+To run it all, from an empty machine to every notebook made anew:
+
+```sh
+python3 -m venv .venv && .venv/bin/pip install -e '.[lessons]' && .venv/bin/python lessons/build.py
+```
 
 Teachers: the notebooks are made from scripts. Edit `src/`; `python lessons/rehearse.py` then tries a lesson as a learner
 with no answer, with wrong answers and with right ones, and `python lessons/build.py` makes the notebooks and this page.
@@ -252,10 +287,14 @@ In the code, in the [five documents](DOCUMENTS.md), in the papers:
 
 {places}
 
+## The {count} exercises
+
+{exercises}
+
 ## Glossary 词汇表
 
-| English | 中文 | lesson |
-| --- | --- | --- |
+| English | 中文 | meaning | lesson |
+| --- | --- | --- | --- |
 {glossary}
 """
 

@@ -99,6 +99,8 @@ def difference(name: str, found: Any, expected: Any, tolerance: float) -> str:
             return f"{name} must have {len(expected)} parts, not {count}"
         pairs = enumerate(zip(found, expected, strict=True))
         return next(filter(None, (difference(f"{name}[{i}]", f, e, tolerance) for i, (f, e) in pairs)), "")
+    if isinstance(found, tuple):
+        return f"{name} must be one value, not {len(found)} parts"
     a, b = np.asarray(found), np.asarray(expected)
     if a.dtype.kind not in "biufc" or b.dtype.kind not in "biufc":  # not numbers
         return "" if found == expected else f"{name} is {found!r}; expected {expected!r}"
@@ -161,7 +163,7 @@ def show(figure: Figure, alt: str) -> None:
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             ticks = axis.get_tick_params()
-            numbered = ticks.get("labelbottom", True) and ticks.get("labelleft", True) and axis.get_ticklocs().size
+            numbered = ticks.get("labelbottom", True) and ticks.get("labelleft", True) and len(axis.get_ticklocs())
             if axes.axison and numbered and not axis.get_label_text():
                 raise ValueError(f"the {axis.axis_name} axis has numbers and no label; name the quantity and its unit")
     buffer = io.BytesIO()

@@ -13,7 +13,7 @@ ROOT = Path(tinymoe.__file__).parent
 FLOORS = [  # a file imports only from floors above its own
     {"errors", "sparse", "slopes", "metrics", "golden_compare"},
     {"tree", "ops"},
-    {"models", "gradcheck", "optim", "data", "checkpoint", "dispatchers", "conventions"},
+    {"models", "gradcheck", "optim", "data", "checkpoint", "dispatchers", "all_reduce", "conventions"},
     {"gate_cases", "balance_cases", "recurrent_cases", "settings", "sampling", "accounting", "long_text", "captioning"},
     {"cases", "folder", "sparsify", "sources"},
     {"check", "bench", "state", "plots", "museum", "golden"},

@@ -3,7 +3,6 @@
 #   lesson:
 #     title: A tour
 #     chinese: 导览
-#     minutes: 40
 #     builds: a language model with sparse experts, trained in seconds, and a look inside it
 #     code: [tinymoe/trainer.py, tinymoe/settings.py, tinymoe/sources.py, tinymoe/ops/routing.py, tinymoe/sampling.py]
 #     documents: [L7]
@@ -11,18 +10,20 @@
 #       - "Shazeer et al. 2017, *Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer*, eq. 1"
 #       - "Muennighoff et al. 2024, *OLMoE: Open Mixture-of-Experts Language Models*, §5"
 #     terms:
-#       language model: 语言模型
-#       token: 词元
-#       expert: 专家
-#       router: 路由器
-#       parameter: 参数
-#       corpus: 语料库
-#       training: 训练
-#       validation: 验证
-#       optimiser: 优化器
-#       hyperparameter: 超参数
-#       load: 负载
-#       entropy: 熵
+#       language model: [语言模型, "a model that says how probable each possible next token of a text is"]
+#       token: [词元, "one unit of text for a model; here a byte"]
+#       expert: [专家, "one of several small networks, of which each token visits a few"]
+#       router: [路由器, "the part of a model that chooses experts for each token"]
+#       parameter: [参数, "a number of a model that training changes"]
+#       corpus: [语料库, "the texts that a model is trained on"]
+#       training: [训练, "changing the parameters, step by step, so that the loss falls"]
+#       validation: [验证, "measuring a model on text that it was not trained on"]
+#       optimiser: [优化器, "the rule by which a gradient changes the parameters"]
+#       hyperparameter: [超参数, "a setting that is chosen by people and not by training"]
+#       load: [负载, "the share of all visits that an expert gets"]
+#       batch: [批次, "the examples that one step of training uses together"]
+#       softmax: [归一化指数函数, "a rule that turns scores into positive weights which add up to 1"]
+#       entropy: [熵, "the mean surprise of a source: what no model can predict"]
 # ---
 
 # %% [markdown]
@@ -58,15 +59,14 @@ from tinymoe.tree import named, with_leaves
 # ## Picture
 #
 # A **language model** (语言模型) reads a text and says how probable each possible next **token** (词元) is. Our tokens are
-# bytes: letters, digits, signs. The model of this tour has **experts** (专家) inside: small networks, of which each token
-# visits only two. A
-# **router** (路由器) chooses them.
+# bytes: letters, digits, signs. The model of this tour works in two layers, one after the other. Each has four **experts**
+# (专家): small functions with numbers of their own. A token visits only two of them, and a **router** (路由器) chooses which.
 #
 # The document 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》, §9.6, names six steps of **training** (训练). We
 # take all six.
 #
 # **Step 1: prepare the data** (准备数据集). The **corpus** (语料库) is a made-up text in five dialects: sums, brackets, words
-# written backwards, small sentences, and rows of a table. One tenth of it is kept aside for step 5.
+# written backwards, clauses (small sentences), and rows of a table. One tenth of it is kept aside for step 5.
 
 # %%
 settings = resolve(
@@ -85,7 +85,7 @@ print(toy.generate(150, np.random.default_rng(0)).text)
 # %% [markdown]
 # **Step 2: design the model** (设计模型). Its **parameters** (参数) are the numbers that training changes. They start at
 # random. Since a token visits two of four experts, only a part of the parameters works on it: that is what "sparse" means
-# here.
+# here. The parts that this lesson passes over (embedding, attention, head, norms) are built in lessons 3, 6 and 7.
 
 # %%
 state = new_state(settings)
@@ -97,11 +97,11 @@ working = active_parameters(state.params, settings.model)
 print(f"{'together':16} {sum(parts.values()):8,}, of which {working:,} work on each token")
 
 # %% [markdown]
-# **Step 3: choose optimiser, loss and measure** (编译模型). The loss is the surprise at the true next token, in nats; formula
-# (1) below. The **optimiser** (优化器) is the rule by which a gradient changes the parameters.
+# **Step 3: choose optimiser, loss and measure** (编译模型). The loss (损失) is the mean surprise at the true next token: the
+# less probable the model thought it, the more. It is measured in nats; formula (1) below. The **optimiser** (优化器) is the rule by which a gradient changes the parameters.
 #
-# **Step 4: train** (训练模型). Again and again: take a batch of windows of the text, compute the loss and its gradient, move
-# every parameter a little downhill. Lesson 1 is about gradients, lesson 2 about how this one is computed.
+# **Step 4: train** (训练模型). Again and again: take some pieces of the text, a **batch** (批次) of windows; compute the loss
+# and its gradient (梯度), which says for every parameter how the loss changes with it; move each a little downhill. Lesson 1 is about gradients, lesson 2 about how this one is computed.
 
 
 # %%
@@ -141,7 +141,8 @@ print(f"validation loss {validation_loss:.2f}, entropy {source.entropy:.2f} nats
 
 # %% [markdown]
 # **Step 6: adjust** (调整参数). What training doesn't learn, we must choose: the **hyperparameters** (超参数), such as the
-# number of experts or the learning rate. The way is to try. Here are three learning rates, for a few steps each.
+# number of experts, or the learning rate (学习率), which says how far each step goes. The way is to try. Here are three
+# learning rates, for a few steps each.
 
 # %%
 for rate in (1e-4, 4e-3, 3e-1):
@@ -195,7 +196,7 @@ show(figure, alt="A text of sums, brackets, words and sentences; long runs of le
 
 # %% [markdown]
 # Nobody told the model that there are dialects. The shades follow them all the same. In numbers: of the tokens of each
-# dialect, which share has an expert among its two? A row adds up to 2, and by chance alone each number would be a half.
+# dialect, which share has an expert among its two? A row adds up to 200%, and by chance alone each number would be 50%.
 
 # %%
 table = metrics.specialisation(indices, fresh.domains[: ids.size].astype(int), settings.experts, len(fresh.names))
@@ -215,12 +216,14 @@ show(
 # And now let it write. It draws one byte, reads what it has written, draws the next, and so on.
 
 # %%
-written = generate(state.params, settings.model, np.array([ord("\n")]), 220, 0.7, 0.95, np.random.default_rng(0))
+start, length = np.array([ord("\n")]), 220
+boldness, kept = 0.7, 0.95  # below 1: it prefers probable bytes; it draws only from the best, which share 95%
+written = generate(state.params, settings.model, start, length, boldness, kept, np.random.default_rng(0))
 print(bytes(written).decode("ascii", "replace"))
 
 # %% [markdown]
 # After so few steps the form is mostly right: the dialects, their lines, their brackets. The arithmetic is not. Longer
-# training and a larger model help; `python -m tinymoe.train` takes two minutes and a real text.
+# training and a larger model help; `python -m tinymoe.train` takes minutes and a real text.
 
 # %% [markdown]
 # ## Formula
@@ -238,7 +241,7 @@ print(bytes(written).decode("ascii", "replace"))
 #
 # $$y = \sum_{i \in S} w_i \, o_i \tag{3}$$
 #
-# The others don't run at all. *Where it stands.* The six steps are in the document named above, §9.6 ([L7](DOCUMENTS.md)).
+# The others don't run at all. (2) is called **softmax** (归一化指数函数). *Where it stands.* The six steps are in the document named above, §9.6 ([L7](DOCUMENTS.md)).
 # (3) is eq. 1 of Shazeer et al. 2017. The table of dialects and experts is made as in Muennighoff et al. 2024, §5.
 
 # %% [markdown]
@@ -280,6 +283,7 @@ def mix(weights, outputs):
 
 best, weights = choose([np.log(3), 0.0, -2.0], 2)
 print("chosen", best, " weights", weights, " y", mix(weights, np.array([[8.0], [4.0]]))[0])
+# equal scores for all 256 bytes; the one that came is 65, the letter A
 print("a model that knows nothing:", ops.cross_entropy(np.zeros((1, 256)), np.array([65]))[0], np.log(256))
 
 # %% [markdown]
@@ -315,7 +319,8 @@ print("six tokens: equal choices, weights, answers and gradients")
 # $$do_i = w_i \, dy \qquad dw_i = dy \cdot o_i \tag{4}$$
 #
 # The first says: an expert learns in proportion to its weight, and not at all if it wasn't chosen. The second is how a router
-# learns: if what an expert returned would have lowered the loss, its weight goes up. A check against measured slopes:
+# learns: if what an expert returned would have lowered the loss, its weight goes up. A check against measured slopes
+# (lesson 1 explains it; here look for the `ok`):
 
 # %%
 print(check_gradients(mix, weights[0], outputs[0]))
@@ -341,9 +346,9 @@ print(check_gradients(loss_of_router, named(params)["blocks.0.mixture.router.wei
 # %% [markdown]
 # ## Spot the bug
 #
-# A gate from public code (davidmrau/mixture-of-experts, issue 27; jingyaogong/minimind, issue 858, mended by pull request
-# 859). It takes the probabilities of all experts, keeps the $k$ best, and divides them by their sum, so that they add up to
-# 1. With $k = 2$ it gives (2), exactly. For which $k$ does the router learn nothing from it?
+# A gate from public code (jingyaogong/minimind, issue 858, mended by pull request 859; davidmrau/mixture-of-experts, issue
+# 27, had the same fault). It takes the softmax of the scores of all experts, keeps the $k$ best, and divides them by their
+# sum, so that they add up to 1. For $k = 2$ it gives (2): the sum over all experts cancels. For which $k$ does the router learn nothing from it?
 
 
 # %%

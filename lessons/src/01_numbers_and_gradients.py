@@ -3,7 +3,6 @@
 #   lesson:
 #     title: Numbers and gradients
 #     chinese: 数与梯度
-#     minutes: 50
 #     builds: three ways to measure a slope, and operations whose gradients the library's checker accepts
 #     code: [tinymoe/gradcheck.py, tinymoe/slopes.py, tinymoe/ops/softmax.py]
 #     documents: [M7]
@@ -11,20 +10,21 @@
 #       - "Squire & Trapp 1998, *Using Complex Variables to Estimate Derivatives of Real Functions*"
 #       - "Press et al. 2007, *Numerical Recipes*, 3rd edition, §5.7"
 #     terms:
-#       weight: 权重
-#       loss: 损失
-#       slope: 斜率
-#       derivative: 导数
-#       gradient: 梯度
-#       finite difference: 有限差分
-#       central difference: 中心差分
-#       truncation error: 截断误差
-#       rounding error: 舍入误差
-#       complex step: 复数步长法
-#       forward pass: 前向传播
-#       backward pass: 反向传播
-#       gradient check: 梯度检验
-#       learning rate: 学习率
+#       weight: [权重, "a number that something is multiplied by, and that training changes"]
+#       loss: [损失, "one number that says how wrong a model is"]
+#       slope: [斜率, "how much a result changes for a unit of change in an input"]
+#       derivative: [导数, "the slope of a function at a point: that of its tangent"]
+#       gradient: [梯度, "the slopes of the loss along all numbers of an array"]
+#       finite difference: [有限差分, "a slope measured between two points that lie close together"]
+#       central difference: [中心差分, "a slope measured from one step before a point to one step after"]
+#       truncation error: [截断误差, "the error of a formula that stops after its first terms"]
+#       rounding error: [舍入误差, "the error of storing a number with a limited count of digits"]
+#       complex step: [复数步长法, "a slope measured by a step into the imaginary numbers, without a subtraction"]
+#       forward pass: [前向传播, "computing the result from the inputs"]
+#       backward pass: [反向传播, "computing the gradients, from the loss back to the inputs"]
+#       gradient check: [梯度检验, "comparing a gradient from formulas with slopes measured on the forward pass"]
+#       gradient descent: [梯度下降, "training that moves each parameter a small step against its gradient"]
+#       learning rate: [学习率, "how far a step goes, as a factor of the gradient"]
 # ---
 
 # %% [markdown]
@@ -36,7 +36,8 @@
 # %% [markdown]
 # ## You need
 #
-# Python functions, a little NumPy, and from school that the derivative of $w^2$ is $2w$. No earlier lesson.
+# Python functions, a little NumPy, and from school derivatives: that of $w^2$ is $2w$, that of $e^w$ is $e^w$, that of $\ln w$
+# is $1/w$. No earlier lesson.
 
 # %%
 import numpy as np
@@ -76,7 +77,7 @@ axes.plot(grid, loss(grid), label="loss L(w)")
 axes.plot(grid, loss(w) + slope_of_loss(w) * (grid - w), label="tangent: the slope we want")
 axes.plot(grid, loss(w) + (loss(w + wide) - loss(w)) / wide * (grid - w), label="line through two points of the curve")
 axes.plot([w, w + wide], [loss(w), loss(w + wide)], "ko")
-axes.set(xlabel="weight w", ylabel="loss in nats", ylim=(-0.6, 4.2))
+axes.set(xlabel="weight w", ylabel="loss L", ylim=(-0.6, 4.2))
 axes.legend()
 show(
     figure,
@@ -96,19 +97,23 @@ show(
 # $$\frac{dL}{dw} = \lim_{h \to 0} \frac{L(w + h) - L(w)}{h} \tag{1}$$
 #
 # A computer can't let the **step** $h$ go to 0. It takes a small one. This is a **finite difference** (有限差分), and there
-# are two kinds of it. The error follows from Taylor's series; $L''$ and $L'''$ are the second and third derivatives:
+# are two kinds of it. Their errors follow from Taylor's series, where $L''$ and $L'''$ are the second and third derivatives:
+#
+# $$L(w + h) = L + h\frac{dL}{dw} + \frac{h^2}{2} L'' + \frac{h^3}{6} L''' + \dots$$
+#
+# For $L(w - h)$ the signs of $h$ and $h^3$ change, so that in the second difference $L''$ cancels:
 #
 # $$\text{forward:}\quad \frac{L(w + h) - L(w)}{h} = \frac{dL}{dw} + \frac{h}{2} L'' + \dots \tag{2}$$
 #
 # $$\text{central (中心差分):}\quad \frac{L(w + h) - L(w - h)}{2h} = \frac{dL}{dw} + \frac{h^2}{6} L''' + \dots \tag{3}$$
 #
-# What stands behind $dL/dw$ is the **truncation error** (截断误差): the part of the series that is cut off. It shrinks with
+# What comes after $dL/dw$ is the **truncation error** (截断误差): the part of the series that is cut off. It shrinks with
 # $h$. Each value of the loss also has a **rounding error** (舍入误差), because a float has only 53 binary digits: about
 # $u|L|$, with $u = 2^{-53}$. Both differences divide it by $h$, so it *grows* as $h$ shrinks.
 #
-# A trick avoids this. Let the step be imaginary, with $i^2 = -1$. This is the **complex step** (复数步长法):
+# A trick avoids this. Put $ih$ for $h$ in the series, with $i^2 = -1$, and take the part with $i$. This is the **complex step** (复数步长法):
 #
-# $$L(w + ih) = L + ih\frac{dL}{dw} - \frac{h^2}{2} L'' - \dots \quad\Rightarrow\quad
+# $$L(w + ih) = L + ih\frac{dL}{dw} - \frac{h^2}{2} L'' - i\frac{h^3}{6} L''' + \dots \quad\Rightarrow\quad
 # \frac{\operatorname{Im} L(w + ih)}{h} = \frac{dL}{dw} - \frac{h^2}{6} L''' + \dots \tag{4}$$
 #
 # There is no subtraction, so $h$ may be as small as you like.
@@ -116,7 +121,7 @@ show(
 # If $L$ has many weights, each has its slope while the others stay where they are. All of them together are the
 # **gradient** (梯度): an array with the shape of the weights, one slope for each.
 #
-# *Where it stands.* Four of the five [documents](DOCUMENTS.md) train "by gradient descent" (梯度下降) or write
+# *Where it stands.* Four of the five [documents](DOCUMENTS.md) train "by gradient descent" or write
 # $\partial L / \partial w_i$; none says what a gradient is or how to find out whether one is right. Formula (4) is Squire &
 # Trapp 1998. The errors of (2) and (3) are in *Numerical Recipes*, §5.7.
 
@@ -132,7 +137,8 @@ show(
 # %% [markdown]
 # ## Code
 #
-# Each formula is one line.
+# Each formula is one line; Python writes $i$ as `1j`. The cell repeats the numbers from paper, and then measures the slope of
+# $e^w$ at 0, where every derivative is 1, to see whether the errors are those of (2), (3) and (4).
 
 
 # %%
@@ -148,8 +154,12 @@ def complex_step(f, w, h):
     return np.imag(f(w + 1j * h)) / h
 
 
-for measure in (forward_difference, central_difference, complex_step):
-    print(f"{measure.__name__:18} {measure(lambda w: w * w, 3.0, 0.1)}")
+h = 0.01
+by_formula = {forward_difference: h / 2, central_difference: h**2 / 6, complex_step: -(h**2) / 6}
+for measure, error in by_formula.items():
+    found = measure(np.exp, 0.0, h) - 1
+    print(f"{measure.__name__:18} {measure(lambda w: w * w, 3.0, 0.1)}   error {found:.2e}, by formula {error:.2e}")
+    assert np.isclose(found, error, rtol=h, atol=0)  # the rest of the series is left out
 
 # %% [markdown]
 # The same numbers as on paper, but for the last digits of some: the rounding error is there already. Now measure the slope of
@@ -178,8 +188,8 @@ show(
 # the truncation error of the central difference, as (4) says. But once that is gone, it stays at the bottom, however small
 # $h$ is.
 #
-# So each difference has a best step: where truncation and rounding are about equal. For an ordinary function that is
-# near $\sqrt u$ for (2) and $\sqrt[3]u$ for (3). The exact place is luck, since roundings sometimes cancel.
+# So each difference has a best step: where truncation and rounding are about equal. For an ordinary function $h = u/h$ gives
+# $\sqrt u$ for (2), and $h^2 = u/h$ gives $\sqrt[3]u$ for (3). The exact place is luck, since roundings sometimes cancel.
 
 # %%
 for measure in (forward_difference, central_difference):
@@ -191,13 +201,13 @@ print(f"{'rule of thumb':18} √u = {np.sqrt(u):.0e} for forward, ∛u = {np.cbr
 
 
 # %% [markdown]
-# **Many weights.** Move one at a time. This is the whole of numerical gradients, and a child could read it:
+# **Many weights.** Move one at a time:
 
 
 # %%
 def numerical_gradient(f, w, h=1e-5):
     gradient = np.zeros_like(w)
-    for index in np.ndindex(w.shape):
+    for index in np.ndindex(w.shape):  # every index of the array
         up, down = w.copy(), w.copy()
         up[index] += h
         down[index] -= h
@@ -207,7 +217,7 @@ def numerical_gradient(f, w, h=1e-5):
 
 x = np.array([2.0, -1.0, 0.5])  # now the model reads three numbers
 w = np.array([0.3, 0.8, -0.4])  # and has three weights
-print(numerical_gradient(lambda w: loss(w @ x, 1.0), w))
+print(numerical_gradient(lambda w: loss(w @ x, 1.0), w))  # loss(s, 1.0) is ln(1 + exp(-s)), with s = w @ x
 
 # %% [markdown]
 # Two values of the loss for every weight: a model with a million weights would have to read its text two million times, for
@@ -227,8 +237,9 @@ print(numerical_gradient(lambda w: loss(w @ x, 1.0), w))
 # `dy` says how much the final loss changes per unit of `y`; `dx` and `dw` say the same for `x` and `w`. So `backward` passes
 # the message on, from the result to the inputs. If `y` is the loss itself, `dy` is 1.
 #
-# Our loss is in the library as `cross_entropy`. It takes one score for each possible answer; with the scores
-# $s = w \cdot x$ for "yes" and 0 for "no" it is $-\ln p$.
+# Our loss is in the library as `cross_entropy`. It takes a row of scores, one for each possible answer, and the index of
+# the right one. The probability of an answer is $e$ to its score, divided by the sum of these for all answers. So with
+# $s = w \cdot x$ for "yes" and 0 for "no", $p = e^s / (e^s + 1)$, which is our $p$.
 
 # %%
 scores, right_answer = np.array([[w @ x, 0.0]]), np.array([0])
@@ -242,7 +253,8 @@ assert np.isclose(complex_step(lambda s: loss(s, 1.0), w @ x, 1e-20), dscores[0,
 
 # %% [markdown]
 # The library also has the **gradient check** (梯度检验). It compares what `backward` returns with slopes measured on the
-# forward pass, along random directions of every input. `central` uses (3), at two steps at once; `complex` uses (4).
+# forward pass, along random directions of every input. `central` uses (3), at two steps at once; `complex` uses (4). It also
+# tries other `dy`: if it says "not linear in dy", `backward` may have forgotten to multiply by `dy`.
 
 # %%
 print(check_gradients(ops.cross_entropy, scores, right_answer))
@@ -253,7 +265,7 @@ print(check_gradients(ops.cross_entropy, scores, right_answer, method="complex")
 #
 # With pencil and paper, for three weights. Let $s = \sum_i w_i x_i$ and $L = \ln(1 + e^{-s})$.
 #
-# 1. $L$ changes with $s$ at the rate $\dfrac{dL}{ds} = \dfrac{-e^{-s}}{1 + e^{-s}} = p - 1$: what the model says less what it
+# 1. $L$ changes with $s$ at the rate $\dfrac{dL}{ds} = \dfrac{-e^{-s}}{1 + e^{-s}} = \dfrac{1}{1 + e^{-s}} - 1 = p - 1$: what the model says less what it
 #    should say.
 # 2. $s$ changes with $w_i$ at the rate $x_i$, and with $x_i$ at the rate $w_i$.
 # 3. Rates multiply: $\dfrac{\partial L}{\partial w_i} = (p - 1)\, x_i$ and $\dfrac{\partial L}{\partial x_i} = (p - 1)\, w_i$.
@@ -310,7 +322,7 @@ print(check_gradients(neighbour_difference, np.array([3.0, 1.0, 4.0, 1.5, 9.0, 2
 # The untitled document on the sparse gate (稀疏门控), §4, updates the weights of the active experts by
 # $\Delta w_i = \partial L / \partial w_i$ ([M7](DOCUMENTS.md)). Two things are missing. The gradient points *uphill*, so the
 # step needs a minus sign; and it says how steep the hill is, not how far to go, so it needs a **learning rate** (学习率)
-# $\eta$: $\Delta w_i = -\eta\, \partial L / \partial w_i$. Try both on our loss with one weight.
+# $\eta$: $\Delta w_i = -\eta\, \partial L / \partial w_i$. This is **gradient descent** (梯度下降). Try both on our loss with one weight.
 
 # %%
 printed, corrected, rate = 0.7, 0.7, 0.5
@@ -347,8 +359,8 @@ def loss_with_penalty(x, w, strength=0.1):
 # <details><summary>The bug</summary>
 #
 # The penalty is in `y`, so it is logged; it is not in `backward`, so no weight ever hears of it. The loss looks right because
-# it *is* right. Here one reads it off four lines. In the library, the function that should have attached the gradient
-# returned a new tensor, and its caller went on with the old one. The backward pass must return `dw + dy * strength * w`.
+# it *is* right. In the library, the function that should have attached the gradient
+# returned a new array, and its caller went on with the old one. The backward pass must return `dw + dy * strength * w`.
 #
 # </details>
 
@@ -410,7 +422,7 @@ def true_slope(f, w, h):
     return complex_step(f, w, 1e-20)
 
 
-check_exercise(1, better_difference, np.exp, 0.5, 1e-3, like=true_slope, gradients=False, tolerance=1e-10)
+check_exercise(1, better_difference, np.exp, 0.5, 0.1, like=true_slope, gradients=False, tolerance=1e-5)
 
 # %% [markdown]
 # ### 2 · Half the squared error
@@ -419,7 +431,8 @@ check_exercise(1, better_difference, np.exp, 0.5, 1e-3, like=true_slope, gradien
 #
 # <details><summary>Hint</summary>
 #
-# Only one term of the sum has $p_i$ in it. Its derivative is $p_i - t_i$. And $t_i$ stands there with a minus.
+# Only one term of the sum has $p_i$ in it. Its derivative is $p_i - t_i$. And $t_i$ stands there with a minus. Both are
+# multiplied by `dy`.
 #
 # </details>
 
@@ -540,19 +553,20 @@ check_exercise(3, logistic, np.random.default_rng(2).standard_normal((3, 4)), li
 # %% [markdown]
 # ### 4 · Open to the complex step
 #
-# $y = \max(0, x)$, the ReLU, and its backward pass. The checker now measures with the complex step, and `np.maximum` or `x > 0`
-# on complex numbers does not do what you want. Decide on the real part, compute with the whole number.
+# $y = |x|$, the distance from 0, and its backward pass. The checker now measures with the complex step, and `np.abs` of a
+# complex number is its length, a real number: the imaginary part, which carries the slope, is lost. Decide on the real
+# part, compute with the whole number.
 #
 # <details><summary>Hint</summary>
 #
-# `x.real` works for floats and for complex numbers. Make an array of truth values from it, and multiply.
+# `x.real` works for floats and for complex numbers, and `np.sign` of it is 1 or -1. $|x|$ is $x$ times that.
 #
 # </details>
 
 
 # %% tags=["exercise"]
-def my_relu(x):
-    positive = ...  # True where x is above 0
+def absolute(x):
+    sign = ...  # 1 where x is above 0, -1 where it is below
     y = ...
 
     def backward(dy):
@@ -562,40 +576,44 @@ def my_relu(x):
 
 
 # %% tags=["solution"]
-def my_relu(x):
-    positive = x.real > 0
-    y = x * positive
+def absolute(x):
+    sign = np.sign(x.real)
+    y = x * sign
 
     def backward(dy):
-        return (dy * positive,)
+        return (dy * sign,)
 
     return y, backward
 
 
 # %% tags=["wrong"]
-def my_relu(x):
-    positive = x.real > 0
-    y = x.real * positive  # the imaginary part, which carries the slope, is lost
+def absolute(x):
+    sign = np.sign(x.real)
+    y = np.abs(x)  # right for floats, but the imaginary part is lost
 
     def backward(dy):
-        return (dy * positive,)
+        return (dy * sign,)
 
     return y, backward
 
 
 # %% tags=["wrong"]
-def my_relu(x):
-    positive = x.real > 0
-    y = x * positive
+def absolute(x):
+    sign = np.sign(x.real)
+    y = x * sign
 
     def backward(dy):
-        return (dy * ~positive,)  # the other half
+        return (dy * y,)  # the value in the place of the slope
 
     return y, backward
 
 
 # %% tags=["check"]
-check_exercise(4, my_relu, np.random.default_rng(3).standard_normal((3, 4)), like=ops.relu, method="complex")
+def reference(x):
+    return np.abs(x), None
+
+
+check_exercise(4, absolute, np.random.default_rng(3).standard_normal((3, 4)), like=reference, method="complex")
 
 # %% [markdown]
 # ## Next

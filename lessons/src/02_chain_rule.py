@@ -3,7 +3,6 @@
 #   lesson:
 #     title: The chain rule as functions
 #     chinese: 链式法则
-#     minutes: 60
 #     builds: a two-layer network whose backward pass is put together from those of its parts
 #     code: [tinymoe/ops/linear.py, tinymoe/ops/pointwise.py, tinymoe/ops/softmax.py, tinymoe/ops/moe.py]
 #     documents: [L2, L3]
@@ -11,20 +10,20 @@
 #       - "Rumelhart, Hinton & Williams 1986, *Learning Representations by Back-propagating Errors*"
 #       - "Nair & Hinton 2010, *Rectified Linear Units Improve Restricted Boltzmann Machines*"
 #     terms:
-#       chain rule: 链式法则
-#       fully connected layer: 全连接层
-#       hidden layer: 隐藏层
-#       output layer: 输出层
-#       bias: 偏置项
-#       activation function: 激活函数
-#       cross-entropy: 交叉熵
-#       computation graph: 计算图
-#       closure: 闭包
-#       fan-out: 扇出
-#       broadcasting: 广播
-#       pure function: 纯函数
-#       late binding: 延迟绑定
-#       router: 路由器
+#       chain rule: [链式法则, "slopes along a chain multiply, and slopes of several ways add up"]
+#       fully connected layer: [全连接层, "a layer in which every output depends on every input: a matrix and a bias"]
+#       hidden layer: [隐藏层, "a layer between the input and the output"]
+#       output layer: [输出层, "the last layer, whose numbers are the answer"]
+#       bias: [偏置项, "a learned number that is added, whatever the input is"]
+#       activation function: [激活函数, "a function of one number between two layers, such as ReLU"]
+#       cross-entropy: [交叉熵, "the mean surprise at the right answers, −ln of their probabilities"]
+#       neural network: [神经网络, "a chain of simple operations, with weights that training changes"]
+#       computation graph: [计算图, "a drawing of the operations and of the values that pass between them"]
+#       closure: [闭包, "a function that remembers the variables around it"]
+#       fan-out: [扇出, "the use of one value in several places; their gradients add up"]
+#       broadcasting: [广播, "repeating a small array along an axis so that shapes fit"]
+#       pure function: [纯函数, "a function that changes nothing outside and depends on its inputs alone"]
+#       late binding: [延迟绑定, "a closure sees the last value of a variable, not the one at its birth"]
 # ---
 
 # %% [markdown]
@@ -50,7 +49,7 @@ from tinymoe.gradcheck import check_gradients
 # %% [markdown]
 # ## Picture
 #
-# A network is a chain of operations. Each takes what the one before it made. This one has a **hidden layer** (隐藏层) and an
+# A **neural network** (神经网络) is a chain of operations. Each takes what the one before it made. This one has a **hidden layer** (隐藏层) and an
 # **output layer** (输出层), and ends with the loss. Such a drawing is a **computation graph** (计算图).
 
 
@@ -114,7 +113,8 @@ show(
 # We write $dx$ for $\partial L / \partial x$, and so for every value. The three operations, for a batch of $N$ rows:
 #
 # **Linear**, also called **fully connected layer** (全连接层). Row $n$ of $x$ has $D$ numbers, row $n$ of $y$ has $F$. The
-# weights $W$ are a matrix with $D$ rows and $F$ columns, and the **bias** (偏置项) $b$ has $F$ numbers:
+# weights $W$ are a matrix with $D$ rows and $F$ columns, and the **bias** (偏置项) $b$ has $F$ numbers. $W^\top$, in NumPy
+# `W.T`, is $W$ with rows and columns exchanged:
 #
 # $$y = xW + b \qquad dx = dy\,W^\top \qquad dW = x^\top dy \qquad db = \sum_n dy_n \tag{3}$$
 #
@@ -124,7 +124,7 @@ show(
 #
 # At $x = 0$ the curve has a kink, and no slope; everybody takes 0.
 #
-# **Cross-entropy** (交叉熵): scores $s$ become probabilities $p$, and the loss is the mean of $-\ln p$ of the right answers
+# **Cross-entropy** (交叉熵): scores $s$ become probabilities $p$ by softmax, and the loss is the mean of $-\ln p$ of the right answers
 # $t_n$. The matrix $\text{onehot}(t)$ has a 1 at the right answer of each row, else 0:
 #
 # $$p_{nv} = \frac{e^{s_{nv}}}{\sum_j e^{s_{nj}}} \qquad L = -\frac1N \sum_n \ln p_{n t_n} \qquad
@@ -133,7 +133,7 @@ show(
 # *Where it stands.* (3) and (4), the forward halves, are in 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》, §4.3
 # and §4.2 ([L3, L2](DOCUMENTS.md)). One of the five documents names the backward pass; none has the
 # chain rule, or the backward half of any operation. That a network can be trained with it is the subject of Rumelhart, Hinton
-# & Williams 1986. The name ReLU is from Nair & Hinton 2010.
+# & Williams 1986. ReLU is short for rectified linear unit, a name from Nair & Hinton 2010.
 
 # %% [markdown]
 # ## By hand
@@ -203,7 +203,7 @@ def linear(x, W, b):
 
 
 def relu(x):
-    positive = x.real > 0
+    positive = x.real > 0  # `.real`, so that the complex step can check it
     y = x * positive
 
     def backward(dy):
@@ -311,8 +311,9 @@ def library_network(x, W1, b1, W2, b2, *, targets):
     loss, loss_back = ops.cross_entropy(s, targets)
 
     def backward(dloss):
-        dh, *dsecond = second_back(*loss_back(dloss))
-        return *first_back(*relu_back(dh)), *dsecond
+        (ds,) = loss_back(dloss)
+        dh, *dsecond = second_back(ds)
+        return *first_back(*relu_back(dh)), *dsecond  # relu_back gives a tuple of one; its `*` takes it out
 
     return loss, backward
 
@@ -454,7 +455,7 @@ assert y.tolist() == [[24, 47]]
 # A **router** (路由器) decides how much of an expert's answer each token gets. In training, its input is shaken a little by
 # random factors ("jitter"), so that it tries other choices. Only the router's input: the expert is to see the token as it is.
 # In a public library (huggingface/transformers, issue 33969) the layer was written like this, here with one expert, which is
-# a matrix:
+# a matrix. `ops.sigmoid`, $\sigma$ in formulas, is the logistic function of lesson 1:
 
 
 # %%
@@ -481,8 +482,8 @@ def shaken_layer(x, router, expert, *, factors):
 # <details><summary>The bug</summary>
 #
 # `backward` is right for what the forward pass does. The bug is the first line: `x *= factors` writes into the
-# caller's array. So the expert sees the shaken token, too, and so does everything else that uses `x` later, such as the
-# residual connection around the layer. The cure is a new name, `shaken = x * factors`, for the router alone. Then the two
+# caller's array. So the expert sees the shaken token, too, and so does everything else that uses `x` later, such as a
+# sum $x + \dots$ like that of bug 1. The cure is a new name, `shaken = x * factors`, for the router alone. Then the two
 # messages to `x` differ: only the router's passes through the factors. You write it in exercise 4.
 #
 # </details>

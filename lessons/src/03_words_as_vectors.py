@@ -3,7 +3,6 @@
 #   lesson:
 #     title: Words as vectors
 #     chinese: 词向量
-#     minutes: 45
 #     builds: an embedding in four forms with the gradient of each, and a map of words that nobody has told their grammar
 #     code: [tinymoe/ops/linear.py, tinymoe/ops/sparse.py, tinymoe/data/toy.py]
 #     documents: [L1]
@@ -11,15 +10,15 @@
 #       - "Bengio et al. 2003, *A Neural Probabilistic Language Model*, §2"
 #       - "Mikolov et al. 2013, *Efficient Estimation of Word Representations in Vector Space*, §3.2"
 #     terms:
-#       vocabulary: 词汇表
-#       word embedding: 词嵌入
-#       embedding layer: 嵌入层
-#       one-hot vector: 独热编码向量
-#       gather: 聚集
-#       scatter-add: 散布相加
-#       sparse matrix: 稀疏矩阵
-#       transpose: 转置
-#       padding: 填充
+#       vocabulary: [词汇表, "all words or tokens that a model knows, each with a number"]
+#       word embedding: [词嵌入, "the learned list of numbers that stands for a word"]
+#       embedding layer: [嵌入层, "the layer that looks up the vector of each token in a table"]
+#       one-hot vector: [独热编码向量, "a vector that is 1 at one place and 0 everywhere else"]
+#       gather: [聚集, "to take rows of an array by a list of their numbers"]
+#       scatter-add: [散布相加, "to add rows to the places a list names, summing where they meet"]
+#       sparse matrix: [稀疏矩阵, "a matrix of mostly zeros, of which only the rest is stored"]
+#       transpose: [转置, "the matrix with its rows and columns exchanged"]
+#       padding: [填充, "meaningless entries that fill short texts up to a common length"]
 # ---
 
 # %% [markdown]
@@ -31,7 +30,8 @@
 # %% [markdown]
 # ## You need
 #
-# The matrix product, and from lesson 1 what `y, backward = op(…)` means. Lesson 2 helps but is not assumed.
+# The matrix product, `y, backward = op(…)` from lesson 1, and from lesson 2 that the gradients of a value that is used
+# several times add up.
 
 # %%
 import numpy as np
@@ -50,6 +50,7 @@ from tinymoe.gradcheck import check_gradients
 #
 # There are two ways to see the look-up. Take the row with that number. Or write the word as a **one-hot vector**
 # (独热编码向量), which is 1 at its id and 0 elsewhere, and multiply it with the table. The picture shows the second.
+# (Row $i$ of NumPy's `np.eye(V)` is the one-hot vector of the id $i$.)
 
 # %%
 words = "the cat sees the dog".split()
@@ -68,7 +69,7 @@ for ax, (title, matrix, names) in zip(axes, panels, strict=True):
     ax.imshow(matrix, cmap="Greys", vmax=2.5 * matrix.max())  # light, so that the numbers can be read
     for (i, j), value in np.ndenumerate(matrix):
         ax.text(j, i, f"{value:.0f}", ha="center", va="center")
-    ax.set(title=title, xlabel="word of the vocabulary" if matrix is one_hot else "number of the vector")
+    ax.set(title=title, xlabel="word of the vocabulary" if matrix is one_hot else "place in the vector")
     ax.set(xticks=range(matrix.shape[1]), yticks=range(len(names)), yticklabels=names)
     ax.set_ylabel("word of the vocabulary" if matrix is table else "word of the text")
     ax.grid(visible=False)
@@ -117,7 +118,7 @@ show(
 # - Forward, by (1): the rows are $(2, 4)$, $(3, 5)$, $(2, 4)$.
 # - By (2), the first row: $1 \cdot (2, 4) + 0 \cdot (3, 5) = (2, 4)$. The same.
 # - Backward, when $(1, 2)$, $(3, 4)$, $(5, 6)$ arrive: hello stands at places 0 and 2 and gets $(1, 2) + (5, 6) = (6, 8)$;
-#   world gets $(3, 4)$.
+#   world stands at place 1 and gets $(3, 4)$.
 
 # %% [markdown]
 # ## Code
@@ -182,9 +183,11 @@ print("indptr  ", sparse.indptr)
 assert np.array_equal(sparse @ table, table[ids])  # (2), without a single product by 0
 
 # %% [markdown]
-# **The gradient by sort.** The transpose has a row for each word of the vocabulary. Its columns are the places where the word
-# stands: first all places of word 0, then those of word 1, and so on. That is the text, *sorted by word*. And so (4) becomes:
-# sort the rows of $dY$ by id, then add up each run of equal ids. No row is ever written twice.
+# **The gradient by sort.** The transpose has a row for each word of the vocabulary. Its columns are the places where
+# the word stands: first all places of word 0, then those of word 1, and so on. That is the text, *sorted by word*. And
+# so (4) becomes: sort the rows of $dY$ by id, then add up each run of equal ids. No row is ever written twice. Below,
+# `np.argsort` gives the order that sorts, `np.unique` where each run begins, and `np.add.reduceat` adds up from each of
+# these places to the next.
 
 # %%
 order = np.argsort(ids, kind="stable")  # stable: equal ids stay in the order of the text
@@ -197,7 +200,7 @@ print("`indptr` of the transpose ", sparse.T.indptr)
 
 dy = np.random.default_rng(1).standard_normal((len(ids), 3))
 dtable = np.zeros_like(table)
-dtable[kinds] = np.add.reduceat(dy[order], first)  # the sum of each run
+dtable[kinds] = np.add.reduceat(dy[order], first)  # a row for each run
 assert np.array_equal(order, sparse.T.indices)
 assert np.allclose(dtable, one_hot.T @ dy, rtol=1e-12, atol=0)
 
@@ -241,16 +244,17 @@ for word, row in zip(vocabulary, dtable, strict=True):
     print(f"{word:5}", row)
 
 # %% [markdown]
-# **What it is good for.** Now let the table learn. The text below comes from a generator of simple sentences. Nobody tells the
-# model what a noun is. It only has to guess, from the vector of one word, which word stands next to it and on which side. This
-# is the skip-gram of Mikolov et al. 2013, §3.2, with a plain softmax.
+# **What it is good for.** Now let the table learn. The text below comes from a generator of simple sentences. Nobody
+# tells the model what a noun is. It only has to guess, from the vector of one word, which word stands next to it and on
+# which side. This is close to the skip-gram of Mikolov et al. 2013, §3.2, which guesses words further away, too, and
+# not the side.
 
 # %%
 lines = toy.generate(300_000, np.random.default_rng(0)).text.splitlines()
 sentences = [line for line in lines if line.endswith(".")]
 text = " ".join(sentences).replace(".", " .").split()
 names = sorted(set(text))
-text_ids = np.searchsorted(names, text)
+text_ids = np.searchsorted(names, text)  # the place of each word in the sorted list
 print(len(text), "words, of which", len(names), "different ones:", " ".join(sentences[:3]))
 
 size = len(names)
@@ -258,8 +262,8 @@ centre = np.concatenate([text_ids[:-1], text_ids[1:]])
 neighbour = np.concatenate([text_ids[1:], size + text_ids[:-1]])  # V + id stands for "on the left"
 
 # %% [markdown]
-# Each step looks words up, scores all neighbours with a matrix product, and goes downhill. A vector has just two numbers, so
-# that we can draw it.
+# Each step looks up a batch of words, scores all possible neighbours with a matrix product, and goes downhill. A vector
+# has just two numbers, so that we can draw it.
 
 # %%
 rng = np.random.default_rng(1)
@@ -276,6 +280,7 @@ for _ in range(3000):
     scorer = scorer - 2 * dscorer
     losses.append(loss)
 print(f"loss in nats, first steps {np.mean(losses[:20]):.2f}, last steps {np.mean(losses[-500:]):.2f}")
+print(f"who knows nothing has {np.log(2 * size):.2f}, the logarithm of the number of answers")
 
 # %%
 groups = {
@@ -297,9 +302,10 @@ axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show(figure, alt="Words of one kind lie in one heap: nouns, plural nouns, both forms of verbs, adjectives, articles.")
 
 # %% [markdown]
-# At the start all words lay in one heap in the middle. Now each kind has its own, and singular and plural lie apart. Words that
-# can stand in the same places get the same gradients, on average, so they go to the same spot. What a king is the model doesn't
-# know, but it knows what a king can do in a sentence.
+# At the start all words lay in one heap in the middle. Now each kind has its own, and singular and plural lie apart.
+# Words that can stand in the same places get similar gradients, on average, so they go to the same spot. What a king is
+# the model doesn't know, but it knows what a king can do in a sentence. The five nearest words say the same (two has
+# only four of its kind):
 
 # %%
 for word in ("king", "kings", "sees", "see", "red", "two"):
@@ -360,11 +366,9 @@ print(check_gradients(quick_embedding, np.array([2, 0, 3]), table))
 
 # %%
 print(check_gradients(quick_embedding, ids, table))
-d = np.ones((2, 1))
-print(
-    "\none id twice, each time with gradient 1, must give 2; here it gives",
-    quick_embedding(np.array([0, 0]), np.zeros((1, 1)))[1](d)[0].item(),
-)
+_, backward = quick_embedding(np.array([0, 0]), np.zeros((1, 1)))
+(dtable,) = backward(np.ones((2, 1)))
+print("\none id twice, each time with gradient 1, must give 2; here it gives", dtable.item())
 
 # %% [markdown]
 # The sort has one more merit. If many threads add to one row, as on a GPU, the order of the additions is chance, and floats
@@ -384,7 +388,7 @@ print(
 # <details><summary>Hint</summary>
 #
 # `w[:, ids]` takes columns, and has shape (D, N). For the gradient start from (4) and transpose both sides:
-# $(O^\top dY)^\top = dY^\top O$.
+# $(O^\top dY)^\top = dY^\top O$. You get $O$ from `np.eye`; its size is $V$, not $D$.
 #
 # </details>
 
@@ -432,7 +436,8 @@ def columns_embedding(ids, w):
 
 
 # %% tags=["check"]
-check_exercise(1, columns_embedding, hello_ids, matrix, like=lambda ids, w: (w[:, ids].T, None))
+some_ids, some_table = np.array([2, 0, 2, 3, 2, 0]), np.random.default_rng(2).standard_normal((5, 3))  # V = 5, D = 3
+check_exercise(1, columns_embedding, some_ids, some_table.T, like=lambda ids, w: (w[:, ids].T, None))
 
 # %% [markdown]
 # ### 2 · Count with weights
@@ -501,7 +506,6 @@ def counting_embedding(ids, table):
 
 
 # %% tags=["check"]
-some_ids, some_table = np.array([2, 0, 2, 3, 2]), np.random.default_rng(2).standard_normal((5, 3))
 check_exercise(2, counting_embedding, some_ids, some_table, like=ops.embedding)
 
 # %% [markdown]
@@ -512,8 +516,9 @@ check_exercise(2, counting_embedding, some_ids, some_table, like=ops.embedding)
 #
 # <details><summary>Hint</summary>
 #
-# `np.bincount` says how often each word stands in the text; `np.cumsum` turns that into the places where each word *ends*. The
-# `indices` are in this lesson already.
+# `np.bincount(ids, minlength=V)` says how often each word stands in the text; `np.cumsum` turns that into the places
+# where each word *ends*. The first begins at 0. The `indices` are in this lesson already: look at *The gradient by
+# sort*.
 #
 # </details>
 
@@ -561,8 +566,9 @@ check_exercise(3, transposed, some_ids, 5, like=reference, gradients=False)
 # <details><summary>Hint</summary>
 #
 # `table[-1]` is the *last* word in NumPy, without any complaint: padding must be left out by hand.
-# `text, place = np.nonzero(real)` lists the real words; `np.add.at(dtable, rows, values)` adds `values` to those rows, also
-# where a row is repeated. A word in a text of three gets a third of what arrives at that text.
+# `text, place = np.nonzero(real)` lists the real words; `np.add.at(dtable, rows, values)` adds `values` to those rows,
+# also where a row is repeated, so it can add up the words of each text, too. A word in a text of three gets a third of
+# what arrives at that text.
 #
 # </details>
 

@@ -3,7 +3,6 @@
 #   lesson:
 #     title: Sparse matrices
 #     chinese: 稀疏矩阵
-#     minutes: 60
 #     builds: a matrix that stores only what is not zero, its transpose, its four products, and their gradients
 #     code: [tinymoe/sparse/coo.py, tinymoe/sparse/csr.py, tinymoe/sparse/products.py, tinymoe/ops/sparse.py]
 #     documents: [S1, S2, S3, O5]
@@ -11,18 +10,16 @@
 #       - "Gustavson 1978, *Two Fast Algorithms for Sparse Matrices: Multiplication and Permuted Transposition*"
 #       - "Nisa et al. 2018, *Sampled Dense Matrix Multiplication for High-Performance Machine Learning*"
 #     terms:
-#       sparse matrix: 稀疏矩阵
-#       dense matrix: 稠密矩阵
-#       density: 密度
-#       entry: 元素
-#       triple: 三元组
-#       coordinate format: 坐标格式
-#       compressed sparse rows: 压缩稀疏行
-#       row pointer: 行指针
-#       transpose: 转置
-#       counting sort: 计数排序
-#       sampled product: 采样乘积
-#       pattern: 稀疏模式
+#       dense matrix: [稠密矩阵, "a matrix that stores all its places, zeros too"]
+#       density: [密度, "the share of a matrix's places that are stored"]
+#       entry: [元素, "one stored place of a sparse matrix, with its value"]
+#       triple: [三元组, "row, column and value of one entry"]
+#       coordinate format: [坐标格式, "a sparse matrix as a list of rows, columns and values"]
+#       compressed sparse rows: [压缩稀疏行, "entries sorted by row, with a pointer to where each row begins"]
+#       row pointer: [行指针, "the number of the entry at which a row begins"]
+#       counting sort: [计数排序, "sorting by counting how often each key occurs, without comparing"]
+#       sampled product: [采样乘积, "a product of dense matrices, computed only at the places of a pattern"]
+#       pattern: [稀疏模式, "the places that a sparse matrix stores, without their values"]
 # ---
 
 # %% [markdown]
@@ -34,7 +31,8 @@
 # %% [markdown]
 # ## You need
 #
-# Lesson 1 (gradients and how to check them), and the product of two matrices.
+# Lessons 1 to 3 (gradients and how to check them, and why a gather adds up on its way back), and the product of two
+# matrices.
 
 # %%
 from collections import Counter
@@ -88,7 +86,8 @@ print(f"{dense.size} places, {len(triples)} of them not zero: {len(triples) / de
 #
 # $$a_{ij} = \sum_{e \,:\, r_e = i,\; c_e = j} v_e \tag{1}$$
 #
-# A sum over nothing is 0, so places without an entry are zero. The pairs $(r_e, c_e)$ alone are the **pattern** (稀疏模式).
+# A sum over nothing is 0, so places without an entry are zero. Two entries at one place add up. The pairs $(r_e, c_e)$
+# alone are the **pattern** (稀疏模式).
 #
 # Sort the entries by row. Then the row numbers repeat, $0, 0, 2, 2, 2$, and it is enough to know where each row begins. This
 # is **compressed sparse rows** (压缩稀疏行), CSR. Its **row pointers** (行指针) $p$ are one more than there are rows:
@@ -101,8 +100,9 @@ print(f"{dense.size} places, {len(triples)} of them not zero: {len(triples) / de
 #
 # $$\text{place of } e = (\text{entries in columns before } c_e) + (\text{earlier entries in column } c_e) \tag{3}$$
 #
-# **Four products**, each a sum over stored entries only. By a vector $x$; by a dense matrix $X$, whose row $k$ is $X_{k:}$; by
-# another sparse matrix $B$; and the **sampled product** (采样乘积) of two dense matrices, only where $A$ stores something:
+# **Four products**, each a sum over stored entries only. By a vector $x$; by a dense matrix $X$, whose row $k$ is
+# $X_{k:}$; by another sparse matrix $B$; and the **sampled product** (采样乘积) of two dense matrices $G$ and $H$, only
+# where $A$ stores something:
 #
 # $$y_i = \sum_{e \text{ of row } i} v_e\, x_{c_e} \tag{4}$$
 #
@@ -110,7 +110,7 @@ print(f"{dense.size} places, {len(triples)} of them not zero: {len(triples) / de
 #
 # $$(AB)_{i:} = \sum_{e \text{ of row } i} v_e\, B_{c_e:} \qquad \text{reading only the stored entries of } B_{c_e:} \tag{6}$$
 #
-# $$s_e = \sum_d x_{r_e d}\; y_{d c_e} \qquad \text{the element of } XY \text{ at the place of entry } e \tag{7}$$
+# $$s_e = \sum_d g_{r_e d}\; h_{d c_e} \qquad \text{the element of } GH \text{ at the place of entry } e \tag{7}$$
 #
 # With $b$ bytes for a value and 4 for an index, CSR takes
 #
@@ -133,7 +133,7 @@ print(f"{dense.size} places, {len(triples)} of them not zero: {len(triples) / de
 #   $3 + 1 = 4$. In their new order the values are 4 2 1 3 5.
 # - Times the vector $x$ = 1 2 3 4: $y_0 = 2 \cdot 2 + 3 \cdot 4 = 16$, $y_1 = 0$, $y_2 = 4 \cdot 1 + 1 \cdot 2 + 5 \cdot 4
 #   = 26$. Five multiplications; the dense product needs twelve.
-# - Sampled, with the column $X$ = 1 2 3 and the row $Y$ = 1 2 3 4: $s$ = 2 4 3 6 12. The other seven elements of $XY$ are
+# - Sampled, with the column $G$ = 1 2 3 and the row $H$ = 1 2 3 4: $s$ = 2 4 3 6 12. The other seven elements of $GH$ are
 #   never computed.
 # - Bytes, for values of 8: $5 \cdot 12 + 4 \cdot 4 = 76$ against $12 \cdot 8 = 96$. For values of 4: $5 \cdot 8 + 16 = 56$
 #   against 48. There CSR is the larger one!
@@ -183,37 +183,40 @@ def transposed(indptr, cols, values, n_cols):
     return starts, new_cols, new_values
 
 
-print("pointers", *transposed(indptr, cols, values, 4), sep="\n")
+for name, array in zip(("row pointers", "columns", "values"), transposed(indptr, cols, values, 4), strict=True):
+    print(f"{name:12} {array}")
 back = transposed(*transposed(indptr, cols, values, 4), 3)
-assert all(np.array_equal(a, b) for a, b in zip(back, (indptr, cols, values), strict=True))  # twice is nothing
+assert all(np.array_equal(a, b) for a, b in zip(back, (indptr, cols, values), strict=True))  # twice is A again
 
 # %% [markdown]
-# No comparison of one entry with another, so the time goes with $Z + C$. You will meet this loop again: sorting tokens by the
-# expert they chose *is* this transpose.
+# No comparison of one entry with another, so the time goes with $Z + R + C$. You will meet this loop again: sorting
+# tokens by the expert they chose *is* this transpose.
 #
-# Now the products. (4) and (5) are the same loop: `x[cols[e]]` is a number if `x` is a vector, and a row if it is a matrix.
+# Now the products. (4) and (5) are the same loop: `x[cols[e]]` is a number if `x` is a vector, and a row if it is a
+# matrix. (`np.result_type` is the type of number that holds both: complex if one of them is, as in the gradient check
+# further down.)
 
 
 # %%
 def times_dense(indptr, cols, values, x):
-    y = np.zeros((len(indptr) - 1, *x.shape[1:]), np.result_type(values, x))
+    y = np.zeros((len(indptr) - 1, *x.shape[1:]), np.result_type(values, x))  # shape (R,) or (R, D)
     for i in range(len(indptr) - 1):
         for e in range(indptr[i], indptr[i + 1]):
             y[i] += values[e] * x[cols[e]]
     return y
 
 
-def sampled(indptr, cols, x, y):
-    values = np.zeros(len(cols), np.result_type(x, y))
+def sampled(indptr, cols, g, h):
+    values = np.zeros(len(cols), np.result_type(g, h))
     for i in range(len(indptr) - 1):
         for e in range(indptr[i], indptr[i + 1]):
-            values[e] = x[i] @ y[:, cols[e]]
+            values[e] = g[i] @ h[:, cols[e]]
     return values
 
 
 x = np.array([1.0, 2, 3, 4])
 print("times a vector:", times_dense(indptr, cols, values, x))
-print("sampled:       ", sampled(indptr, cols, np.array([[1.0], [2], [3]]), x[None]))
+print("sampled:       ", sampled(indptr, cols, np.array([[1.0], [2], [3]]), x[None]))  # x as a matrix of one row
 assert np.array_equal(times_dense(indptr, cols, values, x), A @ x)
 assert np.array_equal(times_dense(indptr, cols, values, np.eye(4)), A)
 
@@ -242,7 +245,8 @@ assert product == COO.from_dense(A @ A.T).to_triples()
 # %% [markdown]
 # ## The same in tinymoe
 #
-# The library has `COO` and `CSR`, with these arrays in them. Here are the counts of letters.
+# The library has `COO` and `CSR`, with these arrays in them; it calls them `indptr`, `indices` and `data`. Here are the
+# counts of letters.
 
 # %%
 pairs = COO.from_triples(triples, (27, 27)).to_csr()
@@ -250,17 +254,18 @@ ours = row_pointers([i for i, j, count in triples], 27)
 flipped = transposed(pairs.indptr, pairs.indices, pairs.data, 27)
 print(pairs)
 assert np.array_equal(pairs.to_dense(), dense)  # formula (1)
+assert COO.from_triples([(0, 1, 2.0), (0, 1, 3.0)], (1, 2)).to_triples() == [(0, 1, 5.0)]  # (1), two at one place
 assert np.array_equal(pairs.indptr, ours)  # (2)
 assert all(np.array_equal(a, b) for a, b in zip(pairs.T.arrays, flipped, strict=True))  # (3)
 
 rng = np.random.default_rng(0)
-X, Y = rng.standard_normal((27, 5)), rng.standard_normal((5, 27))
+X, H = rng.standard_normal((27, 5)), rng.standard_normal((5, 27))
 assert np.allclose(pairs @ X[:, 0], times_dense(*pairs.arrays, X[:, 0]), rtol=1e-12)  # (4)
 assert np.allclose(pairs @ X, times_dense(*pairs.arrays, X), rtol=1e-12)  # (5)
 assert (pairs @ pairs).to_triples() == times_sparse(pairs.arrays, pairs.arrays)  # (6)
-assert np.allclose(pairs.sampled_matmul(X, Y).data, sampled(pairs.indptr, pairs.indices, X, Y), rtol=1e-12)  # (7)
+assert np.allclose(pairs.sampled_matmul(X, H).data, sampled(pairs.indptr, pairs.indices, X, H), rtol=1e-12)  # (7)
 assert pairs.nbytes == pairs.nnz * (8 + 4) + 4 * 28  # (8)
-print("All eight formulas hold; A A has", (pairs @ pairs).nnz, "entries: products fill up.")
+print("All eight formulas hold. The counts times themselves have", (pairs @ pairs).nnz, "entries: products fill up.")
 
 # %% [markdown]
 # **Does it pay?** Count the multiplications and sparse wins whenever a place is empty. Measure bytes and time, and it looks
@@ -281,20 +286,24 @@ for density in densities:
     by_dense = seconds(lambda full=full: full @ X) / seconds(lambda S=S: S @ X)
     by_sparse = seconds(lambda full=full: full @ full) / seconds(lambda S=S: S @ S)
     gains.append((full.nbytes / S.nbytes, by_dense, by_sparse))
-figure, axes = new_figure()
+figure, axes = new_figure(height=3.6)
+axes.loglog(densities, 1 / densities, label="multiplications, sparse × dense")
 for gain, label in zip(np.transpose(gains), ("bytes", "time, sparse × dense", "time, sparse × sparse"), strict=True):
     axes.loglog(densities, gain, label=label)
 axes.axhline(1, color="black", linewidth=0.8)
 axes.set(xlabel="density", ylabel="dense / sparse: above 1 sparse wins")
 axes.legend()
-show(figure, alt="Dense over sparse against density: the lines fall, and all pass below 1 before the matrix is full.")
+show(
+    figure,
+    alt="Dense over sparse against density: all lines fall; bytes and times end below 1, multiplications near 1.",
+)
 
 # %% [markdown]
 # Above 1 sparse is better, below 1 it is worse. The line of bytes crosses where (8) says: with values of 4 bytes and an
-# index of 4, at a density of one half. The lines of time differ from machine to machine, but they always begin lower than
-# the line of the work saved, which would be $1 / \text{density}$. A dense product reads numbers in a row and does many at a
-# time; a sparse one has to fetch rows from here and there. And in sparse × sparse the result soon isn't sparse any more.
-# Where filling in the zeros is faster, the library does it; so sparse × dense stays not far below 1.
+# index of 4, at a density of one half. The lines of time differ from machine to machine, but they stay below the line
+# of the work saved, $1 / \text{density}$. A dense product reads numbers in a row and does many at a time; a sparse one
+# has to fetch rows from here and there. And in sparse × sparse the result soon isn't sparse any more. Where filling in
+# the zeros is faster, the library does it: from there on the lines of time are nearly level.
 #
 # Remember this when somebody says "90 % of the weights are zero, so it is ten times as fast".
 
@@ -410,30 +419,31 @@ assert mended_product(a, b) == (COO.from_triples(a, (2, 2)) @ COO.from_triples(b
 # ## Spot the bug
 #
 # In a mixture of experts each token chooses $K$ experts, with a weight for each. That is a sparse matrix of tokens ×
-# experts. The code of DeepSpeed and of nanoMoE makes it like this, in essence: weights into an array of zeros, and the
-# token goes where the array is not zero (`combine.bool()`). Find the bug by reading.
+# experts. The code of nanoMoE and of deepspeedai/DeepSpeed (`deepspeed/moe/sharded_moe.py`) makes it like this, in
+# essence: weights into an array of zeros, and the token goes where the array is not zero (`combine_weights.bool()`).
+# Find the bug by reading.
 
 
 # %%
 def choices_as_matrix(weights, indices, n_experts):
     combine = np.zeros((len(weights), n_experts), weights.dtype)
-    np.put_along_axis(combine, indices, weights, 1)
+    np.put_along_axis(combine, indices, weights, 1)  # row n gets weights[n] in the columns indices[n]
     return CSR.from_dense(combine)  # stores what is not zero
 
 
 # %% [markdown]
 # <details><summary>The bug</summary>
 #
-# The pattern is read off the values. But a stored value may *be* zero: a weight is $e^{-\text{something}}$, and in single
-# precision that is exactly 0 once the something is above about 104. Then a choice has been made, and counted, and the matrix
-# doesn't know of it: row numbers, capacities and counts no longer fit. A pattern is a decision of its own. Build it from the
-# indices, and keep stored zeros.
+# The pattern is read off the values. But a stored value may *be* zero: a weight is $e^{-\text{something}}$, and in
+# single precision that is exactly 0 once the something is above about 104. Then a choice has been made, and counted,
+# and the matrix doesn't know of it: row numbers and counts no longer fit. A pattern is a decision of its own. Build it
+# from the indices, and keep stored zeros.
 #
 # </details>
 
 # %%
 scores = np.array([[0, -200, -300], [1, 2, 0]], np.float32)
-(weights, indices), _ = ops.top_k_gate(scores, 2)
+(weights, indices), _ = ops.top_k_gate(scores, 2)  # the two largest scores of each row; weights that add up to 1
 print("chosen:", indices.tolist(), "with weights", weights.tolist())
 
 tokens = np.repeat(np.arange(len(indices)), indices.shape[1])
@@ -484,11 +494,8 @@ def row_numbers(indptr):
 
 
 # %% tags=["check"]
-def rows_of(indptr):
-    return rows
-
-
-check_exercise(1, row_numbers, indptr, like=rows_of, gradients=False)
+for matrix in (CSR.from_dense(A), pairs):
+    check_exercise(1, row_numbers, matrix.indptr, like=lambda _, m=matrix: m.to_coo().rows, gradients=False)
 
 # %% [markdown]
 # ### 2 · Fast, and right for empty rows
@@ -536,8 +543,8 @@ check_exercise(2, fast_matvec, np.array([0, 2, 5, 5]), cols, values, x, like=tim
 # %% [markdown]
 # ### 3 · A sparse layer
 #
-# A layer of a network has the weight on the right: $Y = XW$, with the rows of $X$ as tokens and a sparse $W$ in CSR. Write both
-# passes, with loops or without. `pattern.indptr` and `pattern.indices` are the arrays of $W$.
+# A layer of a network has the weight on the right: $Y = XW$, with the rows of $X$ as tokens and a sparse $W$ in CSR.
+# Write both passes, with loops or without. `pattern.indptr`, `pattern.indices` and `pattern.shape` are those of $W$.
 #
 # <details><summary>Hint</summary>
 #

@@ -3,7 +3,6 @@
 #   lesson:
 #     title: Recurrent networks
 #     chinese: 循环神经网络
-#     minutes: 70
 #     builds: a simple network, a GRU and an LSTM that go backward through time, and a picture of how far a gradient reaches
 #     code: [tinymoe/ops/recurrent.py, tinymoe/long_text.py, tinymoe/models/documents/d2_lstm.py]
 #     documents: [L6, L8, L9]
@@ -13,14 +12,15 @@
 #       - "Gers, Schmidhuber & Cummins 2000, *Learning to Forget: Continual Prediction with LSTM*"
 #       - "Cho et al. 2014, *Learning Phrase Representations using RNN Encoder–Decoder*, eq. 5–8"
 #     terms:
-#       recurrent network: 循环神经网络
-#       hidden state: 隐藏状态
-#       gated recurrent unit: 门控循环单元
-#       long short-term memory: 长短时记忆网络
-#       forget gate: 遗忘门
-#       back-propagation through time: 随时间反向传播
-#       vanishing gradient: 梯度消失
-#       chunk: 分块
+#       recurrent network: [循环神经网络, "a network that reads a text step by step and carries a state along"]
+#       hidden state: [隐藏状态, "the numbers in which a recurrent network keeps what it has read"]
+#       gated recurrent unit: [门控循环单元, "a recurrent network with two gates and one state"]
+#       long short-term memory: [长短时记忆网络, "a recurrent network with three gates and a cell that is added to"]
+#       forget gate: [遗忘门, "the gate that says how much of the old cell stays"]
+#       back-propagation through time: [随时间反向传播, "the backward pass of a recurrent network, from last position to first"]
+#       vanishing gradient: [梯度消失, "a gradient that shrinks exponentially on its way back"]
+#       chunk: [分块, "one of the pieces into which a long text is cut"]
+#       expert choice: [专家选择, "each expert takes the tokens that fit it best, so all are equally busy"]
 # ---
 
 # %% [markdown]
@@ -49,8 +49,9 @@ from tinymoe.gradcheck import check_gradients
 # the word and the old state. A text of any length fits, and the work for a word is always the same.
 #
 # What does such a state forget? Take a state of one number, $h$. Let it hear a single pulse, $x = 1$, and then silence.
-# In a simple network the old state is multiplied by a weight $u$ and squeezed by tanh. The cell of an LSTM is multiplied
-# by a gate $f$ and nothing else.
+# In a simple network the old state is multiplied by a weight $u$ and squeezed by tanh, an S-shaped curve that turns any
+# number into one between −1 and 1. In an LSTM, the third network below, the state is called cell; it is multiplied by a
+# gate $f$, a number between 0 and 1, and nothing else.
 
 # %%
 pulse = np.eye(1, 40)[0]  # 1, then zeros
@@ -69,37 +70,40 @@ ax.plot(state_over_time(lambda x, h: np.tanh(x + 0.5 * h)), label="simple, u = 0
 ax.plot(state_over_time(lambda x, h: np.tanh(x + 0.9 * h)), label="simple, u = 0.9")
 ax.plot(state_over_time(lambda x, c: x + 0.9 * c), label="cell, f = 0.9")
 ax.plot(state_over_time(lambda x, c: x + 0.99 * c), label="cell, f = 0.99")
-ax.set(xlabel="positions since the pulse", ylabel="what is left of it")
+ax.set(xlabel="positions since the pulse", ylabel="state: what is left of it")
 ax.legend()
 show(
     figure,
-    alt="Four falling curves: the simple networks forget within a few positions, the cell with f = 0.99 hardly at all.",
+    alt="Four falling curves: the simple network with u = 0.9 falls faster than the cell with f = 0.9; f = 0.99 stays up.",
 )
 
 # %% [markdown]
-# What is forgotten going forward can't be learned going backward: the same factors come up again. That is the subject of
-# this lesson.
+# With the same factor the squeezed state falls faster. And $u$ is one weight for all texts, while the network sets $f$
+# anew at each position. What is forgotten going forward can't be learned going backward: the same factors come up
+# again. That is the subject of this lesson.
 
 # %% [markdown]
 # ## Formula
 #
 # Words are rows $x_t$ of $D$ numbers, states $h_t$ are rows of $H$ numbers, $t = 1, \dots, T$; $h_0$ is given, zeros at
-# the start of a text. $W$, `(D, H)`, and $U$, `(H, H)`, are weights and $b$ is a bias. The simple network:
+# the start of a text. $W$, `(D, H)`, and $U$, `(H, H)`, are weights and $b$ is a bias. The slope of tanh is
+# $1 - \tanh^2$: 1 at 0, and smaller everywhere else. The simple network:
 #
 # $$h_t = \tanh(x_t W + h_{t-1} U + b) \tag{1}$$
 #
 # The other two have gates: numbers between 0 and 1 made by the logistic function $\sigma$, one for each number of the
 # state. Each gate has $W$, $U$ and $b$ of its own, marked by an index; $\odot$ multiplies number by number. In a
 # **gated recurrent unit** (门控循环单元, GRU) the gate $z$ says how much of the old state stays, and $r$ how much of it
-# the new one sees:
+# the new one, $n$, sees; $b'$ is one more bias:
 #
 # $$r = \sigma(x_t W_r + h_{t-1} U_r + b_r), \quad z = \sigma(x_t W_z + h_{t-1} U_z + b_z), \quad
-# n = \tanh(x_t W_n + b_n + r \odot (h_{t-1} U_n + c)) \tag{2}$$
+# n = \tanh(x_t W_n + b_n + r \odot (h_{t-1} U_n + b')) \tag{2}$$
 #
 # $$h_t = (1 - z) \odot n + z \odot h_{t-1} \tag{3}$$
 #
-# A **long short-term memory** (长短时记忆网络, LSTM) has a second state, the cell $c_t$. The input gate $i$ says what is
-# added to it, the **forget gate** (遗忘门) $f$ what stays in it, the output gate $o$ what is shown:
+# A **long short-term memory** (长短时记忆网络, LSTM) has a second state, the cell $c_t$. The input gate $i$ says what
+# is added to it, the **forget gate** (遗忘门) $f$ what stays in it, the output gate $o$ what is shown. The dot stands
+# for $i$, $f$ or $o$:
 #
 # $$i, f, o = \sigma(x_t W_\bullet + h_{t-1} U_\bullet + b_\bullet), \qquad g = \tanh(x_t W_g + h_{t-1} U_g + b_g) \tag{4}$$
 #
@@ -124,18 +128,11 @@ show(
 # *A forget gate of 0.9*: $0.9^{10} \approx 0.35$. It stays noticeable. $\sigma(b) = 0.9$ for $b = \ln 9 \approx 2.2$: a
 # bias that is well above 0 keeps the gate open.
 
-# %%
-zeros = np.zeros((1, 1))
-(_, _, cell), _ = ops.lstm(np.zeros((1, 3, 2)), np.zeros((2, 4)), np.zeros((1, 4)), np.zeros(4), zeros, zeros + 1)
-(_, _), backward = ops.rnn(np.zeros((1, 10, 2)), np.zeros((2, 1)), zeros + 0.5, np.zeros(1), zeros)
-dh0 = backward(np.zeros((1, 10, 1)), zeros + 1)[-1]
-print("the cell after 3 positions:", cell[0, 0], "  one over the effect of h0 after 10:", 1 / dh0[0, 0])
-print("0.9 to the 10th:", round(0.9**10, 2), "  sigmoid of ln 9:", round(1 / (1 + np.exp(-np.log(9))), 2))
-
 # %% [markdown]
 # ## Code
 #
-# One position of each network, for one text. Gates stand side by side in the columns of $W$, $U$ and $b$.
+# One position of each network, for one text. Gates stand side by side in the columns of $W$, $U$ and $b$: those of the
+# GRU in the order $r, z, n$, those of the LSTM in the order $i, f, g, o$.
 
 
 # %%
@@ -147,10 +144,10 @@ def rnn_step(x, h, W, U, b):
     return np.tanh(x @ W + h @ U + b)  # (1)
 
 
-def gru_step(x, h, W, U, b, c):
+def gru_step(x, h, W, U, b, b_more):
     (a_r, a_z, a_n), (u_r, u_z, u_n) = np.split(x @ W + b, 3), np.split(h @ U, 3)
     r, z = sigmoid(a_r + u_r), sigmoid(a_z + u_z)
-    n = np.tanh(a_n + r * (u_n + c))  # (2)
+    n = np.tanh(a_n + r * (u_n + b_more))  # (2)
     return (1 - z) * n + z * h  # (3)
 
 
@@ -159,6 +156,19 @@ def lstm_step(x, h, c, W, U, b):
     c = sigmoid(a_f) * c + sigmoid(a_i) * np.tanh(a_g)  # (4)
     return sigmoid(a_o) * np.tanh(c), c  # (5)
 
+
+# %% [markdown]
+# The numbers from paper. The cell starts at 1, and the first state of the simple network is changed a little:
+
+# %%
+none, c, change = np.zeros(2), np.ones(1), np.full(1, 1e-6)
+for _ in range(3):
+    _, c = lstm_step(none, np.zeros(1), c, np.zeros((2, 4)), np.zeros((1, 4)), np.zeros(4))
+h = change
+for _ in range(10):
+    h = rnn_step(none, h, np.zeros((2, 1)), np.full((1, 1), 0.5), np.zeros(1))
+print("the cell after 3 positions:", c[0], "  one over the effect of h0 after 10:", round(change[0] / h[0], 3))
+print("0.9 to the 10th:", round(0.9**10, 2), "  sigmoid of ln 9:", round(sigmoid(np.log(9)), 2))
 
 # %% [markdown]
 # A text is read by a loop that hands the state on:
@@ -172,15 +182,16 @@ def draw(gates):  # W, U, b
     return rng.standard_normal((D, gates * H)), rng.standard_normal((H, gates * H)) / 2, rng.standard_normal(gates * H)
 
 
-x, weights = rng.standard_normal((B, T, D)), {gates: draw(gates) for gates in (1, 3, 4)}
-c = rng.standard_normal(H)
+x = rng.standard_normal((B, T, D))
+rnn_weights, gru_weights, lstm_weights = draw(1), draw(3), draw(4)
+gru_weights = *gru_weights, rng.standard_normal(H)  # b'
 by_hand = np.zeros((3, B, T, H))
 for text in range(B):
     h_rnn, h_gru, h_lstm, cell = np.zeros((4, H))
     for t in range(T):
-        h_rnn = rnn_step(x[text, t], h_rnn, *weights[1])
-        h_gru = gru_step(x[text, t], h_gru, *weights[3], c)
-        h_lstm, cell = lstm_step(x[text, t], h_lstm, cell, *weights[4])
+        h_rnn = rnn_step(x[text, t], h_rnn, *rnn_weights)
+        h_gru = gru_step(x[text, t], h_gru, *gru_weights)
+        h_lstm, cell = lstm_step(x[text, t], h_lstm, cell, *lstm_weights)
         by_hand[:, text, t] = h_rnn, h_gru, h_lstm
 print("states of the LSTM after each word of the first text:")
 print(by_hand[2, 0].round(2))
@@ -188,28 +199,31 @@ print(by_hand[2, 0].round(2))
 # %% [markdown]
 # ## The same in tinymoe
 #
-# `rnn`, `gru` and `lstm` read whole texts, many at once, and return all states and the last.
+# `rnn`, `gru` and `lstm` read whole texts, many at once. They return all states and the last one; `lstm` the last cell,
+# too. Their `backward` takes one message for each of these.
 
 # %%
 h0 = np.zeros((B, H))
-(rnn_states, rnn_last), _ = ops.rnn(x, *weights[1], h0)
-(gru_states, _), _ = ops.gru(x, *weights[3], c, h0)
-(lstm_states, _, _), _ = ops.lstm(x, *weights[4], h0, h0)
+(rnn_states, rnn_last), _ = ops.rnn(x, *rnn_weights, h0)
+(gru_states, _), _ = ops.gru(x, *gru_weights, h0)
+(lstm_states, _, _), _ = ops.lstm(x, *lstm_weights, h0, h0)
 for ours, theirs in zip(by_hand, (rnn_states, gru_states, lstm_states), strict=True):
     assert np.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
 print("the states are equal\n")
-print(check_gradients(ops.rnn, x, *weights[1], h0))
-print(check_gradients(ops.gru, x, *weights[3], c, h0))
-print(check_gradients(ops.lstm, x, *weights[4], h0, h0))
+print(check_gradients(ops.rnn, x, *rnn_weights, h0))
+print(check_gradients(ops.gru, x, *gru_weights, h0))
+print(check_gradients(ops.lstm, x, *lstm_weights, h0, h0))
 
 # %% [markdown]
 # ## Backward by hand
 #
-# Read the text backward and carry $dh$ along: how much the loss changes per unit of the state. A state is used twice, by
-# whoever reads $h_t$ and by the next position, so $dh$ is the sum of what the two say. This is
-# **back-propagation through time** (随时间反向传播). For the simple network, with $a_t$ the sum inside the tanh:
+# Read the text backward and carry $dh$ along: how much the loss changes per unit of the state. A state is used twice,
+# by whoever reads $h_t$ and by the next position, so $dh$ is the sum of what the two say. This is
+# **back-propagation through time** (随时间反向传播). For the simple network, with $a_t$ the sum inside the tanh and
+# $\mathit{dstates}_t$ the message from those who read $h_t$:
 #
-# $$dh \mathrel{+}= dstates_t, \qquad da_t = dh \odot (1 - h_t^2), \qquad dh = da_t U^\top \;\text{(now of } h_{t-1}) \tag{6}$$
+# $$dh \mathrel{+}= \mathit{dstates}_t, \qquad da_t = dh \odot (1 - h_t^2), \qquad
+# dh = da_t U^\top \;\text{(now of } h_{t-1}) \tag{6}$$
 #
 # $$dx_t = da_t W^\top, \quad dW = \sum_t x_t^\top da_t, \qquad dU = \sum_t h_{t-1}^\top da_t, \qquad db = \sum_t da_t \tag{7}$$
 #
@@ -240,22 +254,23 @@ def rnn(x, W, U, b, h0):  # one text: x (T, D), h0 (H,)
 
 
 # %%
-print(check_gradients(rnn, x[0], *weights[1], h0[0]))
+print(check_gradients(rnn, x[0], *rnn_weights, h0[0]))
 dstates = rng.standard_normal((T, H))
-_, library_back = ops.rnn(x[:1], *weights[1], h0[:1])
-_, back = rnn(x[0], *weights[1], h0[0])
+_, library_back = ops.rnn(x[:1], *rnn_weights, h0[:1])
+_, back = rnn(x[0], *rnn_weights, h0[0])
 for ours, theirs in zip(back(dstates), library_back(dstates[None], h0[:1]), strict=True):
     assert np.allclose(ours, theirs.reshape(ours.shape), rtol=1e-10, atol=1e-14)
 print("all gradients are equal to the library's")
 
 # %% [markdown]
 # **Where the gradient dies.** By (6), each step back multiplies $dh$ by the slopes of tanh, which are at most 1, and by
-# $U^\top$. From the end to the start it is a product of $T$ matrices:
+# $U^\top$. With $\mathrm{diag}(s)$ for the matrix that has $s$ on its diagonal and 0 elsewhere, the way from the end to
+# the start is a product of $2T$ matrices:
 #
 # $$dh_0 = dh_T \cdot \mathrm{diag}(1 - h_T^2)\, U^\top \cdots \mathrm{diag}(1 - h_1^2)\, U^\top \tag{8}$$
 #
-# If $U$ shortens every row to at most a share $s < 1$, then $dh_0$ is at most $s^T$ times $dh_T$: the vanishing gradient.
-# With a large $U$ it can grow as fast, until it explodes. In the LSTM, (5) takes $dc_t$ back as
+# If $U^\top$ shortens every row to at most a share $s < 1$, then $dh_0$ is at most $s^T$ times $dh_T$: the vanishing
+# gradient. With a large $U$ it can grow as fast, until it explodes. In the LSTM, (5) takes $dc_t$ back as
 # $dc_{t-1} = f \odot dc_t$, beside what goes through the gates. With $U = 0$ that is all:
 #
 # $$dc_0 = dc_T \odot f_T \odot \dots \odot f_1 \tag{9}$$
@@ -263,24 +278,25 @@ print("all gradients are equal to the library's")
 # No matrix, no tanh, and each $f$ may be as near to 1 as it likes.
 
 # %%
-W, U, b = weights[1]
+W, U, b = rnn_weights
 product = np.eye(H)
 for t in reversed(range(T)):
     product = product @ np.diag(1 - rnn_states[0, t] ** 2) @ U.T  # (8)
 _, back = ops.rnn(x[:1], W, U, b, h0[:1])
-dlast = rng.standard_normal((1, H))
+dlast = rng.standard_normal((1, H))  # the only message: it comes to the last state
 assert np.allclose(back(np.zeros((1, T, H)), dlast)[-1], dlast @ product, rtol=1e-10, atol=1e-14)
 
-W, _, b = weights[4]
+W, _, b = lstm_weights
 _, back = ops.lstm(x[:1], W, np.zeros((H, 4 * H)), b, h0[:1], h0[:1])
-f = sigmoid(x[0] @ W + b)[:, H : 2 * H]
+f = sigmoid(x[0] @ W + b)[:, H : 2 * H]  # the second block of columns
 dc0 = back(np.zeros((1, T, H)), 0 * dlast, dlast)[-1]
 assert np.allclose(dc0, dlast * f.prod(0), rtol=1e-10)  # (9)
 print("(8) and (9) hold")
 
 # %% [markdown]
-# Now measure it in networks with more numbers. $U$ is a rotation times a factor, so it shortens every row by just that
-# factor. A random message comes in at the end, and we ask `backward` how much of it reaches each word.
+# Now measure it in networks with more numbers. $U$ is a random rotation (`np.linalg.qr` makes one) times a factor, so
+# it shortens every row by just that factor. A random message comes in at the end, and we ask `backward` how much of it
+# reaches each word.
 
 # %%
 H, T = 16, 80
@@ -295,10 +311,10 @@ def reach(op, factor, forget=0.0):
     b = np.zeros((gates, H))
     if gates > 1:
         b[1] = forget  # z of the GRU, f of the LSTM
-    extra = {ops.rnn: (h0,), ops.gru: (np.zeros(H), h0), ops.lstm: (h0, h0)}[op]
+    extra = {ops.rnn: (h0,), ops.gru: (np.zeros(H), h0), ops.lstm: (h0, h0)}[op]  # what the network starts from
+    messages = (nothing, dlast, h0) if op is ops.lstm else (nothing, dlast)  # none to the states or the cell
     _, back = op(x, W, np.tile(factor * rotation, gates), b.reshape(-1), *extra)
-    dx = back(nothing, dlast, *([h0] if op is ops.lstm else []))[0]
-    return np.linalg.norm(dx[0], axis=1)
+    return np.linalg.norm(back(*messages)[0][0], axis=1)  # the length of each row of dx
 
 
 # %%
@@ -330,10 +346,10 @@ for name, op in (("GRU", ops.gru), ("LSTM", ops.lstm)):
         )
 
 # %% [markdown]
-# **Long texts.** One reads a long text in pieces; each is a **chunk** (分块). A state at the end of one chunk can be the
-# start of the next. Then the chunks are the whole text. 《…通过稀疏MoE扩展视觉语言模型》, §9.5, encodes each chunk by
-# itself and puts the results in a row ([L8](DOCUMENTS.md)). (It calls 分块 "batching". A batch is something else: texts
-# side by side.) What does that forget?
+# **Long texts.** One reads a long text in pieces; each is a **chunk** (分块). The state at the end of one chunk can be
+# the start of the next. Then it is as if the text were read whole. 《…通过稀疏MoE扩展视觉语言模型》, §9.5, encodes each
+# chunk by itself and puts the results in a row ([L8](DOCUMENTS.md)). (It calls 分块 "batching". A batch is something
+# else: texts side by side.) What does that forget?
 
 # %%
 W, U = 0.5 * rng.standard_normal((D, 4 * H)), 0.1 * rng.standard_normal((H, 4 * H))
@@ -350,20 +366,21 @@ assert np.allclose(np.concatenate(carried, 1), whole, rtol=1e-10, atol=1e-14)
 figure, ax = new_figure(height=2.6)
 ax.plot(np.linalg.norm((np.concatenate(apart, 1) - whole)[0], axis=1), label="chunks apart")
 ax.plot(np.linalg.norm((np.concatenate(carried, 1) - whole)[0], axis=1), label="state carried")
-ax.set(xlabel="position", ylabel="error of the state")
+ax.set(xlabel="position", ylabel="length of the error")
 ax.legend()
 show(
     figure, alt="With chunks apart the error jumps at each border and fades; with the state carried it is 0 throughout."
 )
 
 # %% [markdown]
-# At each border the state begins from nothing and has to find its way again; the wider the forget gates, the longer it
-# takes. The next words are predicted by a model that has read nothing. What that costs a trained model is measured by
-# `chunk_losses` of [`long_text.py`](../tinymoe/long_text.py).
+# At each border the state begins from nothing and has to find its way again. The next words are predicted by a model
+# that has read nothing. What that costs a trained model is measured by `chunk_losses` of
+# [`long_text.py`](../tinymoe/long_text.py).
 #
-# Backward, $dh$ and $dc$ are handed from the last chunk to the first. If they aren't, training is cheaper, and each chunk
-# learns only about itself. This is called truncated. `read_on` of [`language.py`](../tinymoe/models/language.py) does so:
-# it hands the state on and stops the gradient there, since a text may have no end.
+# Backward, $dh$ and $dc$ are handed from the last chunk to the first. If they aren't, training is cheaper, but no chunk
+# learns what it should have kept for a later one. This is called truncated back-propagation. `read_on` of
+# [`language.py`](../tinymoe/models/language.py) does so: it hands the state on and stops the gradient there, since a
+# text may have no end.
 
 # %%
 dstates = rng.standard_normal(whole.shape)
@@ -381,9 +398,10 @@ print(
 # %% [markdown]
 # ## What the document gets wrong
 #
-# 《…通过稀疏MoE扩展视觉语言模型》, §5.2, mixes experts that are an embedding, an LSTM and a softmax ([L9](DOCUMENTS.md)).
-# The three layers are made once, outside of `expert_model`, so every expert uses the same ones. The weights of the
-# experts are never defined; say they are 0.5, 0.3 and 0.2. Here are its lines, with NumPy:
+# 《…通过稀疏MoE扩展视觉语言模型》, §5.2, mixes experts that are an embedding, an LSTM and a softmax (the $p$ of lesson
+# 2, formula 5; [L9](DOCUMENTS.md)). The three layers are made once, outside of `expert_model`, so every expert uses the
+# same ones. The weights of the experts are never defined; say they are 0.5, 0.3 and 0.2. Here are its lines, with
+# NumPy:
 
 # %%
 texts = np.random.default_rng(2).standard_normal((4, 5, D))  # 4 texts of 5 words
@@ -405,16 +423,17 @@ print("texts that went in:", len(texts), "  shape that came out:", mixture.shape
 print("the probabilities of a word add up to", mixture.sum(1).round(3))
 
 # %% [markdown]
-# The sum over axis 0 adds up the *texts*, and the mean divides by the number of experts once more. The model with experts
-# of their own and a gate is [`d2_lstm.py`](../tinymoe/models/documents/d2_lstm.py).
+# The sum over axis 0 adds up the *texts*. The weights add up to 1 already, and the mean divides by the number of
+# experts once more, so a word is left with texts / experts. The model with experts of their own and a gate is
+# [`d2_lstm.py`](../tinymoe/models/documents/d2_lstm.py).
 
 # %% [markdown]
 # ## Spot the bug
 #
 # A recurrent model can be read in chunks, because nothing in it looks ahead. Now a sparse mixture of experts is put
-# between two of its layers. Each expert takes the tokens of the text that fit it best (**expert choice**), so that all
-# experts are equally busy. OLMoE was trained with this for comparison, and users asked about it (allenai/OLMoE, issue
-# 46). What goes wrong?
+# between two of its layers. Each expert takes the tokens of the text that fit it best (**expert choice**, 专家选择), so
+# that all experts are equally busy. OLMoE was trained with this for comparison, and a user asked about it
+# (allenai/OLMoE, issue 46). What goes wrong?
 
 
 # %%
@@ -458,7 +477,7 @@ print("token choice: likewise", (experts_of_tokens(scores) != chunks).any(1).sum
 # %% [markdown]
 # ## Exercises
 #
-# Replace each `...` and run the cell, then the one below it.
+# Replace each `...` and run the cell, then the one below it. It prints `[todo]`, `[ok]`, or `[wrong]` and where.
 #
 # ### 1 · Through time
 #

@@ -3,7 +3,6 @@
 #   lesson:
 #     title: Attention and positions
 #     chinese: 注意力与位置
-#     minutes: 70
 #     builds: causal attention with heads and groups, three ways to say where a word stands, and all their gradients
 #     code: [tinymoe/ops/attention.py, tinymoe/ops/positions.py, tinymoe/ops/cross.py, tinymoe/models/blocks.py]
 #     documents: [L5]
@@ -12,17 +11,17 @@
 #       - "Ainslie et al. 2023, *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*"
 #       - "Su et al. 2021, *RoFormer: Enhanced Transformer with Rotary Position Embedding*, eq. 34"
 #     terms:
-#       self-attention: 自注意力
-#       query: 查询
-#       key: 键
-#       value: 值
-#       attention weight: 注意力权重
-#       causal mask: 因果掩码
-#       attention head: 注意力头
-#       grouped-query attention: 分组查询注意力
-#       position encoding: 位置编码
-#       sinusoidal: 正弦
-#       rotary: 旋转
+#       self-attention: [自注意力, "each position of a text takes what it needs from other positions"]
+#       query: [查询, "what a position looks for, a row to be compared with keys"]
+#       key: [键, "what a position can be found by, a row to be compared with queries"]
+#       value: [值, "what a position gives to those that attend to it"]
+#       attention weight: [注意力权重, "the share with which one position's value counts for another"]
+#       causal mask: [因果掩码, "the rule that keeps each position from looking at later ones"]
+#       attention head: [注意力头, "one of several attentions side by side, each with queries of its own"]
+#       grouped-query attention: [分组查询注意力, "attention in which several query heads share one key and value head"]
+#       position encoding: [位置编码, "what tells a model where in the text a word stands"]
+#       sinusoidal: [正弦, "of positions: told by sines and cosines of several speeds"]
+#       rotary: [旋转, "of positions: told by turning queries and keys, further at later ones"]
 # ---
 
 # %% [markdown]
@@ -34,8 +33,8 @@
 # %% [markdown]
 # ## You need
 #
-# [Lesson 1](01_numbers_and_gradients.ipynb), for `y, backward` and the gradient check, and matrix products. The chain
-# rule of lesson 2 helps.
+# [Lesson 1](01_numbers_and_gradients.ipynb), for `y, backward` and the gradient check; from lesson 2 the chain rule, and
+# softmax, the $p$ of its formula (5).
 
 # %%
 import numpy as np
@@ -47,8 +46,9 @@ from tinymoe.gradcheck import check_gradients
 # %% [markdown]
 # ## Picture
 #
-# A model reads the letters of *abracadabra* and shall guess the next one. Each letter is by itself a poor guide. It has to
-# look back at others: that is **self-attention** (自注意力). Every position gets three rows of numbers:
+# A model reads the letters of *abracadabra* and is to guess the next one. Each letter is by itself a poor guide. It has
+# to look back at others: that is **self-attention** (自注意力). The row of numbers that stands for a letter (lesson 3) is
+# multiplied by three matrices, which are learned. So every position gets three rows of its own:
 #
 # - a **query** (查询): what it looks for;
 # - a **key** (键): what it can be found by;
@@ -61,7 +61,7 @@ from tinymoe.gradcheck import check_gradients
 # %%
 def weights_of(q, k):  # formulas (1) and (2), which come next
     scores = q @ k.T / np.sqrt(q.shape[1])
-    scores[np.triu_indices(len(scores), 1)] = -np.inf
+    scores[np.triu_indices(len(scores), 1)] = -np.inf  # above the diagonal
     e = np.exp(scores - scores.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
 
@@ -69,14 +69,18 @@ def weights_of(q, k):  # formulas (1) and (2), which come next
 text = "abracadabra"
 place = np.eye(len(text))  # row t says: I am position t
 letter = np.array([[a == b for b in "abcdr"] for a in text], float)  # row t says: I am this letter
+previous = np.roll(place, -1, axis=1)  # row t says: I look for position t - 1
+before = np.vstack([np.zeros(5), letter[:-1]])  # row t says: the letter before me is this
 heads = {
-    "everything alike": weights_of(0 * place, 0 * place),
-    "one back": weights_of(20 * np.roll(place, -1, axis=1), place),
-    "what came after\nthis letter": weights_of(20 * letter, np.vstack([np.zeros(5), letter[:-1]])),
+    "everything alike": weights_of(0 * place, place),
+    "one back": weights_of(20 * previous, place),  # with 20, what fits gets nearly all the weight
+    "what came after\nthis letter": weights_of(20 * letter, before),
 }
+
+# %%
 figure, axes = new_figure(1, 3, height=2.9)
 for ax, (name, weights) in zip(axes, heads.items(), strict=True):
-    ax.imshow(weights, "cividis", vmin=0, vmax=1)
+    ax.imshow(np.where(np.tri(11) > 0, weights, np.nan), "cividis_r", vmin=0, vmax=1)  # nan is left white
     ax.set(title=name, xlabel="key at", xticks=range(11), xticklabels=text, yticks=range(11), yticklabels=text)
     ax.set_ylabel("query at")
     ax.grid(visible=False)
@@ -86,8 +90,8 @@ show(
 )
 
 # %% [markdown]
-# Each row is one query; its weights add up to 1. Dark is 0, bright is 1. Above the diagonal all is 0: nobody looks at what
-# comes later, or guessing the next letter would be no guess.
+# Each row is one query; its weights add up to 1. The darkest is 1, the lightest 0. White is forbidden: nobody looks at
+# what comes later, or guessing the next letter would be no guess.
 #
 # The third picture is clever, and trained models do find it; it is called an induction head. The query says "I am an
 # *a*"; the key says "the letter *before* me is an *a*". So each *a* finds what came after the earlier ones. (A letter
@@ -104,7 +108,8 @@ print({name: float(share.round(3)) for name, share in zip("abcdr", guess, strict
 # %% [markdown]
 # ## Formula
 #
-# There are $T$ positions; $q_i$, $k_i$ and $v_i$ are the query, key and value of position $i$, rows of $P$ numbers.
+# There are $T$ positions, counted from 0; $q_i$, $k_i$ and $v_i$ are the query, key and value of position $i$, rows of
+# $P$ numbers.
 #
 # $$s_{ij} = \frac{q_i \cdot k_j}{\sqrt P} \;\text{ for } j \le i, \qquad s_{ij} = -\infty \;\text{ for } j > i \tag{1}$$
 #
@@ -112,8 +117,8 @@ print({name: float(share.round(3)) for name, share in zip("abcdr", guess, strict
 #
 # $$y_i = \sum_j a_{ij}\, v_j \tag{3}$$
 #
-# The $-\infty$ is the **causal mask** (因果掩码): $e^{-\infty} = 0$, so later positions get no weight. (2) is a softmax of
-# each row.
+# The $-\infty$ is the **causal mask** (因果掩码): $e^{-\infty} = 0$, so later positions get no weight. (2) is the softmax
+# of each row.
 #
 # **Heads.** One set of queries looks in one way only, so a model has $H$ of them side by side, each an **attention head**
 # (注意力头) with its own queries. Keys and values may be shared: with $G$ of them, $G$ a divisor of $H$, query head $h$
@@ -127,7 +132,8 @@ print({name: float(share.round(3)) for name, share in zip("abcdr", guess, strict
 #
 # **Positions.** (1) to (3) never ask how far $j$ is from $i$. So somebody must say where a word stands: the
 # **position encoding** (位置编码). Three ways are common. Two add a row of a table to every word, $x_t + p_t$. In the
-# learned way the table is made of weights. In the **sinusoidal** (正弦) way it is fixed. For $D$ columns:
+# learned way the table is made of weights. In the **sinusoidal** (正弦) way it is fixed. For $D$ columns and
+# $i = 0, 1, \dots$:
 #
 # $$p_{t,\,2i} = \sin\frac{t}{b^{2i/D}}, \qquad p_{t,\,2i+1} = \cos\frac{t}{b^{2i/D}}, \qquad b = 10\,000 \tag{5}$$
 #
@@ -138,8 +144,8 @@ print({name: float(share.round(3)) for name, share in zip("abcdr", guess, strict
 # \begin{pmatrix} \cos\theta & -\sin\theta \\ \sin\theta & \cos\theta \end{pmatrix}
 # \begin{pmatrix} u \\ w \end{pmatrix}, \qquad \theta = t\, b^{-2i/P} \tag{6}$$
 #
-# Call this whole turn $R_t$. Turning two arrows by the same angle leaves their scalar product as it is. So a score depends
-# on how far apart two words are, and not on where in the text they stand:
+# Call this whole turn $R_t$. Turning two arrows by the same angle leaves their scalar product as it is. So turn both back
+# by $t$: a score depends on how far apart two words are, and not on where in the text they stand:
 #
 # $$(R_s\, q) \cdot (R_t\, k) = (R_{s-t}\, q) \cdot k \tag{7}$$
 #
@@ -153,10 +159,10 @@ print({name: float(share.round(3)) for name, share in zip("abcdr", guess, strict
 #
 # Two positions and $P = 1$, so queries, keys and values are plain numbers: $q = (1, 1)$, $k = (0, \ln 3)$, $v = (4, 8)$.
 #
-# - Position 1 sees only itself: its weight is 1, and $y_1 = 4$.
-# - Position 2 sees both. Scores: $1 \cdot 0 = 0$ and $1 \cdot \ln 3$. Then $e^0 = 1$ and $e^{\ln 3} = 3$, together 4. Weights
-#   $\frac14$ and $\frac34$. So $y_2 = \frac14 \cdot 4 + \frac34 \cdot 8 = 7$.
-# - Without the mask, position 1 would find 7 as well. It would have read the future.
+# - Position 0 sees only itself: its weight is 1, and $y_0 = 4$.
+# - Position 1 sees both. Scores: $1 \cdot 0 = 0$ and $1 \cdot \ln 3$. Then $e^0 = 1$ and $e^{\ln 3} = 3$, together 4. Weights
+#   $\frac14$ and $\frac34$. So $y_1 = \frac14 \cdot 4 + \frac34 \cdot 8 = 7$.
+# - Without the mask, position 0 would find 7 as well. It would have read the future.
 #
 # Rotary, with one pair ($P = 2$, so $\theta = t$): $(1, 0)$ at position $t$ becomes $(\cos t, \sin t)$. A query $(1, 0)$
 # at 5 and a key $(1, 0)$ at 3 have the product $\cos 5 \cos 3 + \sin 5 \sin 3 = \cos(5 - 3) = \cos 2$. Only the distance
@@ -184,11 +190,12 @@ one = np.array([[1.0], [1.0]]), np.array([[0.0], [np.log(3)]]), np.array([[4.0],
 print("y on paper 4 and 7, in the loop", attend(*one)[:, 0])
 
 # %% [markdown]
-# The maximum is taken off because $e^s$ overflows for a large $s$; it cancels in (2).
+# The maximum is taken off as in lesson 2.
 #
-# **Why $\sqrt P$?** Take queries and keys of random numbers with spread 1. Their scalar product is a sum of $P$ terms, so
-# its spread is $\sqrt P$. Without the division, wide heads have huge scores, and the softmax gives all to one key. Then
-# its slope is nearly 0 and little is learned.
+# **Why $\sqrt P$?** Take queries and keys of random numbers with spread (standard deviation) 1. Their scalar product is
+# a sum of $P$ such terms. For independent terms the *squares* of the spreads add up, so its spread is $\sqrt P$.
+# Without the division, wide heads have huge scores, and the softmax gives nearly all to one key. Then small changes of
+# the scores change nothing, and little is learned.
 
 # %%
 rng = np.random.default_rng(0)
@@ -216,7 +223,7 @@ def attend_all(q, k, v):
 
 
 q = rng.standard_normal((2, 4, 6, 8))  # B = 2, H = 4, T = 6, P = 8
-k, v = rng.standard_normal((2, 2, 2, 6, 8))  # G = 2: heads 0 and 1 share a key, and so do 2 and 3
+k, v = rng.standard_normal((2, 2, 2, 6, 8))  # two of (B, G, T, P), G = 2: heads 0 and 1 share, and so do 2 and 3
 later = k.copy()
 later[:, :, 4:] += 1  # other keys at positions 4 and 5
 same = (attend_all(q, k, v) == attend_all(q, later, v)).all((0, 1, 3))
@@ -235,8 +242,8 @@ shuffled, _ = ops.full_attention(q, k[:, :, order], v[:, :, order])
 print("order of the words:", order.tolist(), "  does any y change?", not np.allclose(y, shuffled))
 
 # %% [markdown]
-# To such a model "dog bites man" and "man bites dog" are the same. (The mask tells a little: how many came before.) So the
-# position is added. First the sinusoidal table, (5), in a loop.
+# To such a model "dog bites man" and "man bites dog" are the same. (The mask tells a little: how many came before.) So
+# the position is added. First the sinusoidal table, (5), in a loop.
 
 
 # %%
@@ -259,14 +266,14 @@ axes[0].set(title="the table", xlabel="column", ylabel="position t")
 axes[1].set(title="scalar product of two rows", xlabel="position s", ylabel="position t")
 show(
     figure,
-    alt="Left: stripes, fast in the first columns, slow in the last. Right: a bright diagonal that fades evenly.",
+    alt="Left: stripes, fast in the first columns, slow in the last. Right: a bright diagonal between parallel stripes.",
 )
 
 # %% [markdown]
-# Left: each pair of columns is a clock, the two numbers being where its hand points. The first clocks run fast, the last
-# hardly move. So together they tell the time both finely and over long stretches. Right: two rows fit best where $s = t$,
-# and less with distance. All diagonals are even: the product depends on $s - t$ alone, since
-# $\sin s \sin t + \cos s \cos t = \cos(s - t)$.
+# Left: each pair of columns is a clock, the two numbers being where its hand points. The first clocks run fast, the
+# last hardly move. So together they tell the time both finely and over long stretches. Right: two rows fit best where
+# $s = t$, and less, but in waves, further off. Along each diagonal nothing changes: the product depends on $s - t$
+# alone, since each clock adds $\sin s \sin t + \cos s \cos t = \cos(s - t)$, with $s$ and $t$ at its own speed.
 #
 # Rotary positions go one step further. They don't add the clock to the word: they turn the query and the key by it.
 
@@ -285,7 +292,7 @@ def turn(x, t, base=10_000.0):  # x: one query or key, P numbers
 figure, axes = new_figure(1, 2, height=3.4)
 for i, ax in enumerate(axes):
     for t in range(5):
-        turned = turn(np.array([1.0, 1, 0, 0]), t, base=16.0)  # two pairs, both (1, 0)
+        turned = turn(np.array([1.0, 1, 0, 0]), t, base=16.0)  # two pairs, both (1, 0); a small base
         u, w = turned[i], turned[i + 2]
         ax.annotate("", (u, w), (0, 0), arrowprops={"arrowstyle": "->", "color": str(0.12 * t)})
         ax.annotate(f"t = {t}", (1.3 * u, 1.2 * w), ha="center", va="center")
@@ -307,15 +314,16 @@ ax.set(xlabel="distance from key to query", ylabel="scalar product")
 ax.legend()
 show(figure, alt="Two curves lie on each other: the product falls from 1, with waves, as the distance grows.")
 
-s, t, a, b = 9, 4, *rng.standard_normal((2, 8))
+a, b = rng.standard_normal((2, 8))
+s, t = 9, 4
 print("(7):", turn(a, s) @ turn(b, t), turn(a, s - t) @ b)
 assert np.isclose(turn(a, s) @ turn(b, t), turn(a, s - t) @ b, rtol=1e-10)
 
 # %% [markdown]
 # ## The same in tinymoe
 #
-# `causal_attention` does (1) to (4) with three matrix products for all heads at once. `sinusoidal` and `rotary` are (5) and
-# (6); `rotary` wants the positions before the heads, `(B, T, H, P)`.
+# `causal_attention` does (1) to (4) with three matrix products for all heads at once. `sinusoidal` and `rotary` are (5)
+# and (6); `rotary` wants the positions before the heads, `(B, T, H, P)`.
 
 # %%
 y, attention_back = ops.causal_attention(q, k, v)
@@ -333,9 +341,8 @@ print(check_gradients(ops.causal_attention, q, k, v))
 print(check_gradients(ops.rotary, x, np.arange(6)))
 
 # %% [markdown]
-# In a model, `x` makes queries, keys and values by three matrices, $q = x W_q$ and so on; queries and keys are turned;
-# then they attend; and a fourth matrix mixes what the heads return. It is all in `attention` of
-# [`blocks.py`](../tinymoe/models/blocks.py).
+# In a model, $q = x W_q$ and so on; queries and keys are turned; then they attend; and a fourth matrix mixes what the
+# heads return. See `attention` in [`blocks.py`](../tinymoe/models/blocks.py).
 
 # %% [markdown]
 # ## Backward by hand
@@ -344,18 +351,22 @@ print(check_gradients(ops.rotary, x, np.arange(6)))
 #
 # 1. In (3), $v_j$ reaches every $y_i$ with the factor $a_{ij}$, and $a_{ij}$ reaches $y_i$ with the factor $v_j$:
 #    $$dv_j = \sum_i a_{ij}\, dy_i, \qquad da_{ij} = dy_i \cdot v_j \tag{8}$$
-# 2. (2) is a softmax. A score that rises lifts its own weight and presses all others of its row:
-#    $$ds_{ij} = a_{ij}\,(da_{ij} - \delta_i), \qquad \delta_i = \sum_j a_{ij}\, da_{ij} \tag{9}$$
-#    So only what is better than the mean $\delta_i$ gets more weight. And where $a_{ij} = 0$, at the mask, the gradient is 0.
+# 2. In (2), $s_{ij}$ is in the numerator of $a_{ij}$ and in the denominator of every weight of its row. So $a_{im}$
+#    changes at the rate $a_{im}(1[m{=}j] - a_{ij})$, where $1[\cdot]$ is 1 if the condition holds, else 0. Times
+#    $da_{im}$, and added up over $m$, this is
+#    $$ds_{ij} = a_{ij}\,(da_{ij} - \delta_i), \qquad \delta_i = \sum_m a_{im}\, da_{im} \tag{9}$$
+#    Training goes downhill: a key whose $da_{ij}$ is below the mean $\delta_i$ gains weight, one above it loses. And where
+#    $a_{ij} = 0$, at the mask, the gradient is 0.
 # 3. (1) is a product:
 #    $$dq_i = \frac{1}{\sqrt P} \sum_j ds_{ij}\, k_j, \qquad dk_j = \frac{1}{\sqrt P} \sum_i ds_{ij}\, q_i \tag{10}$$
 #
 # One gift: $\delta_i = \sum_j a_{ij}\,(dy_i \cdot v_j) = dy_i \cdot \sum_j a_{ij} v_j = dy_i \cdot y_i$. The mean over
-# all keys is one scalar product. Fast kernels such as FlashAttention use it.
+# all keys is one scalar product. Fast programs for graphics cards, such as FlashAttention, use it.
 #
-# On paper, with the numbers from above and $dy = (0, 1)$: $dv = (\frac14, \frac34)$. For position 2, $da = (4, 8)$ and
+# On paper, with the numbers from above and $dy = (0, 1)$: $dv = (\frac14, \frac34)$. For position 1, $da = (4, 8)$ and
 # $\delta = 1 \cdot 7$, so $ds = \left(\frac14 (4 - 7), \frac34 (8 - 7)\right) = (-\frac34, \frac34)$, which is $dk$ too
-# since $q_2 = 1$. And $dq_2 = \frac34 \ln 3$. In words: the second value is above the mean, so look more at it.
+# since $q_1 = 1$. And $dq_1 = \frac34 \ln 3$. In words: the second value is above the mean, so more weight on it raises
+# $y$, and the loss with it. A step downhill looks less at it.
 
 
 # %%
@@ -378,6 +389,7 @@ def attention(q, k, v):
 y, backward = attention(*one)
 for name, gradient in zip("qkv", backward(np.array([[0.0], [1.0]])), strict=True):
     print(f"d{name} =", gradient[:, 0])
+print("3/4 ln 3 =", np.log(3) * 3 / 4)
 print(check_gradients(attention, q[0, 0], k[0, 0], v[0, 0]))
 
 # %% [markdown]
@@ -398,9 +410,9 @@ assert np.allclose(dk, dk_by_hand, rtol=1e-10, atol=1e-14)
 print("gradients of grouped heads: equal")
 
 # %% [markdown]
-# **Positions.** A rotation by $\theta$ changes no length. Its matrix in (6), transposed, is the rotation by $-\theta$. So
-# the gradient is turned *back*: $dx = R_{-t}\, dy$. For an added table, $y_{bt} = x_{bt} + p_t$ in text $b$, there is
-# nothing to turn: $dx = dy$, and a learned row hears all texts at once, $dp_t = \sum_b dy_{bt}$.
+# **Positions.** The matrix of the rotation in (6), transposed, is the rotation by $-\theta$. So the gradient is turned
+# *back*: $dx = R_{-t}\, dy$. For an added table, $y_{bt} = x_{bt} + p_t$ in text $b$, there is nothing to turn:
+# $dx = dy$, and a learned row hears all texts at once, $dp_t = \sum_b dy_{bt}$.
 
 # %%
 dturned = rng.standard_normal(x.shape)
@@ -424,10 +436,10 @@ print("rows of the table that were taught something:", dlearned.any(1).tolist())
 # %% [markdown]
 # ## Spot the bug
 #
-# makeMoE (AviSoori1x/makeMoE, file `makeMoE.py`) is a well-known sparse mixture of experts to learn from. In it, a row of
-# the text has 128 numbers, and each of its 8 heads is 16 wide. This is its attention head, in NumPy, for one text,
-# without dropout; the comments on shapes are those of the original. One line is wrong, and the comments help to hide it.
-# Read before you run on.
+# makeMoE (AviSoori1x/makeMoE, file `makeMoE.py`) is a well-known sparse mixture of experts to learn from. In it, a row
+# of the text has 128 numbers, and each of its 8 heads is 16 wide. This is its attention head, in NumPy, for one text,
+# without dropout (random zeros in training); the comments on shapes are the original's, but for the batch. One line is
+# wrong, and the comments help to hide it.
 
 
 # %%
@@ -486,12 +498,13 @@ print(
 #
 # ### 1 · The mask
 #
-# From scores $s$, `(T, T)`, make weights: (2) with the causal mask. Then the backward pass, (9).
+# From scores $s$, `(T, T)`, make weights: (2) with the causal mask. Then the backward pass, (9). `ops.softmax` returns
+# two things: the softmax of each row, and its backward.
 #
 # <details><summary>Hint</summary>
 #
-# `np.tril(np.ones((T, T), bool))` is True where $j \le i$. `np.where(allowed, s, -np.inf)` puts the mask in, and
-# `ops.softmax` returns the weights and their backward. Where $a_{ij} = 0$ the gradient becomes 0 by itself.
+# `allowed` is True where $j \le i$, and `np.where(allowed, s, -np.inf)` puts the mask in. Write (9), or use the backward
+# that you have. Where $a_{ij} = 0$ the gradient becomes 0 by itself.
 #
 # </details>
 
@@ -635,8 +648,8 @@ check_exercise(2, share, np.random.default_rng(2).standard_normal((2, 4, 3)), li
 # <details><summary>Hint</summary>
 #
 # Call the left half of the columns $u$ and the right half $w$. The angles are an array `(T, P/2)`: positions in a
-# column times powers of the base in a row. Put the halves together with `np.concatenate([…, …], axis=1)`. For the way back
-# write $-\theta$ for $\theta$: the cosine stays, the sine changes its sign.
+# column times powers of the base in a row. Put the halves together with `np.concatenate([…, …], axis=1)`. For the way
+# back write $-\theta$ for $\theta$: the cosine stays, the sine changes its sign.
 #
 # </details>
 
@@ -722,9 +735,9 @@ check_exercise(3, my_rotary, np.random.default_rng(3).standard_normal((5, 6)), l
 #
 # ### 4 · A window
 #
-# For long texts, let each position see only itself and the `window - 1` before it. A kernel that leaves the masked places
-# out then has work that grows with $T$, not with $T^2$. Only the mask changes, and the backward pass of the softmax takes
-# care of the rest.
+# For long texts, let each position see only itself and the `window - 1` before it. A program that leaves the masked
+# places out then has work that grows with $T$, not with $T^2$. Only the mask changes, and the backward pass of the
+# softmax takes care of the rest.
 #
 # <details><summary>Hint</summary>
 #

@@ -3,7 +3,6 @@
 #   lesson:
 #     title: Top-k gates
 #     chinese: Top-k 稀疏门控
-#     minutes: 60
 #     builds: gates that choose experts for each token, by softmax, with noise or by sigmoid, and their sparse gradients
 #     code: [tinymoe/ops/routing.py, tinymoe/ops/gates.py, tinymoe/ops/scores.py, tinymoe/models/documents/d1.py]
 #     documents: [M5, M6, M7, M8]
@@ -13,14 +12,12 @@
 #       - "Jiang et al. 2024, *Mixtral of Experts*, §2.1"
 #       - "DeepSeek-AI 2024, *DeepSeek-V3 Technical Report*, §2.1.2"
 #     terms:
-#       top-k gate: Top-k稀疏门控
-#       score: 匹配程度
-#       router: 路由器
-#       tie: 并列
-#       margin: 间隔
-#       threshold: 阈值
-#       noise: 噪声
-#       load: 负载
+#       top-k gate: [Top-k稀疏门控, "a gate that keeps the K best experts of each token"]
+#       score: [匹配程度, "how well an expert suits a token, before it becomes a weight"]
+#       tie: [并列, "equal scores, between which a fixed rule must choose"]
+#       margin: [间隔, "how far the last chosen score is above the first that is not"]
+#       threshold: [阈值, "the score that an expert must reach to be chosen"]
+#       noise: [噪声, "random numbers added to scores in training, so that other experts are tried"]
 # ---
 
 # %% [markdown]

@@ -3,7 +3,6 @@
 #   lesson:
 #     title: Routing is a sparse matrix
 #     chinese: 路由即稀疏矩阵
-#     minutes: 55
 #     builds: the way of tokens to their experts and back, as sparse products and as gathers, with every gradient
 #     code: [tinymoe/ops/routing.py, tinymoe/ops/sparse.py, tinymoe/ops/capacity.py, tinymoe/dispatchers.py]
 #     documents: [M14]
@@ -12,14 +11,14 @@
 #       - "Lepikhin et al. 2020, *GShard*, §2.2 and algorithm 1"
 #       - "Gale et al. 2022, *MegaBlocks*, §4"
 #     terms:
-#       routing matrix: 路由矩阵
-#       assignment: 分配
-#       dispatch: 分发
-#       combine: 合并
-#       dropped: 丢弃
-#       capacity: 容量
-#       expert parallelism: 专家并行
-#       all-to-all: 全交换
+#       routing matrix: [路由矩阵, "the sparse matrix of experts by tokens whose entries are gate weights"]
+#       assignment: [分配, "a pair of a token and an expert that it visits"]
+#       dispatch: [分发, "sending copies of tokens to their experts"]
+#       combine: [合并, "adding up, by weight, what a token's experts return"]
+#       dropped: [丢弃, "said of an assignment for which its expert has no place left"]
+#       capacity: [容量, "the most tokens that an expert takes from a batch"]
+#       expert parallelism: [专家并行, "experts on several machines, to which tokens travel"]
+#       all-to-all: [全交换, "an exchange in which every machine sends something else to every other"]
 # ---
 
 # %% [markdown]

@@ -3,7 +3,6 @@
 #   lesson:
 #     title: Balance
 #     chinese: 负载均衡
-#     minutes: 60
 #     builds: a router that collapses, four cures for it, and the numbers that tell whether one works
 #     code: [tinymoe/ops/balance.py, tinymoe/ops/capacity.py, tinymoe/metrics.py]
 #     documents: [M11]
@@ -13,13 +12,10 @@
 #       - "Zoph et al. 2022, *ST-MoE*, eq. 5"
 #       - "Wang et al. 2024, *Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts*, algorithm 1"
 #     terms:
-#       balance: 负载均衡
-#       collapse: 坍塌
-#       auxiliary loss: 辅助损失
-#       load: 负载
-#       capacity: 容量
-#       dropping: 丢弃
-#       entropy: 熵
+#       balance: [负载均衡, "an even load of the experts"]
+#       collapse: [坍塌, "a few experts get nearly all tokens, and the others never learn"]
+#       auxiliary loss: [辅助损失, "a second loss beside the main one, such as one for an even load"]
+#       dropping: [丢弃, "leaving out assignments beyond an expert's capacity"]
 # ---
 
 # %% [markdown]

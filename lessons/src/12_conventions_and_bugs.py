@@ -3,7 +3,6 @@
 #   lesson:
 #     title: The zoo of conventions and the bug museum
 #     chinese: 约定与错误博物馆
-#     minutes: 60
 #     builds: one loss that speaks for eighteen public systems, and repairs of bugs that they really had
 #     code: [tinymoe/conventions.py, tinymoe/museum/gates.py, tinymoe/museum/losses.py, tinymoe/museum/layers.py]
 #     documents: [M11, O6]
@@ -11,9 +10,9 @@
 #       - "Fedus, Zoph & Shazeer 2021, *Switch Transformers*, eq. 3–6"
 #       - "Dai et al. 2024, *DeepSeekMoE*, eq. 12–14"
 #     terms:
-#       convention: 约定
-#       coefficient: 系数
-#       covariance: 协方差
+#       convention: [约定, "a choice that a formula leaves open, and that systems make differently"]
+#       coefficient: [系数, "the factor of a term, here of the balancing loss"]
+#       covariance: [协方差, "how much two quantities rise and fall together"]
 # ---
 
 # %% [markdown]

@@ -3,7 +3,6 @@
 #   lesson:
 #     title: Sparse weights
 #     chinese: 稀疏权重
-#     minutes: 60
 #     builds: six ways to make weights sparse, tried on one small regression whose right answer is known
 #     code: [tinymoe/sparsify.py, tinymoe/sparse/prune.py, tinymoe/sparse/decompose.py, tinymoe/sparse/initialise.py]
 #     documents: [S4, S5, S6, S7, S8, S9, S10]
@@ -15,18 +14,18 @@
 #       - "Zhou & Tao 2011, *GoDec: Randomized Low-rank & Sparse Matrix Decomposition in Noisy Case*"
 #       - "Evci et al. 2020, *Rigging the Lottery: Making All Tickets Winners*"
 #     terms:
-#       sparsity: 稀疏度
-#       mask: 掩码
-#       sparse initialisation: 稀疏初始化
-#       variance: 方差
-#       pruning: 剪枝
-#       sparse regularisation: 稀疏正则化
-#       subgradient: 次梯度
-#       proximal step: 近端步
-#       soft threshold: 软阈值
-#       sparse decomposition: 稀疏分解
-#       low rank: 低秩
-#       iterative hard thresholding: 迭代硬阈值
+#       sparsity: [稀疏度, "the share of zeros in a matrix"]
+#       mask: [掩码, "an array of zeros and ones that says which weights may differ from zero"]
+#       sparse initialisation: [稀疏初始化, "starting with most weights at zero and the rest scaled up"]
+#       variance: [方差, "the mean square of the distance from the mean"]
+#       pruning: [剪枝, "setting the least important weights to zero"]
+#       sparse regularisation: [稀疏正则化, "a penalty on weights that favours zeros, such as the sum of sizes"]
+#       subgradient: [次梯度, "a slope chosen at a kink, where there is no single one"]
+#       proximal step: [近端步, "a step that minimises a penalty exactly, near the present point"]
+#       soft threshold: [软阈值, "taking a fixed amount off the size of each number, down to zero"]
+#       sparse decomposition: [稀疏分解, "writing a matrix as a sparse one plus a simple dense one"]
+#       low rank: [低秩, "said of a matrix that is a product of two narrow ones"]
+#       iterative hard thresholding: [迭代硬阈值, "gradient steps, after each of which only the largest weights are kept"]
 # ---
 
 # %% [markdown]
