@@ -98,10 +98,12 @@ print(f"{'together':16} {sum(parts.values()):8,}, of which {working:,} work on e
 
 # %% [markdown]
 # **Step 3: choose optimiser, loss and measure** (编译模型). The loss (损失) is the mean surprise at the true next token: the
-# less probable the model thought it, the more. It is measured in nats; formula (1) below. The **optimiser** (优化器) is the rule by which a gradient changes the parameters.
+# less probable the model thought it, the more. It is measured in nats; formula (1) below. The **optimiser** (优化器) is the
+# rule by which a gradient changes the parameters.
 #
 # **Step 4: train** (训练模型). Again and again: take some pieces of the text, a **batch** (批次) of windows; compute the loss
-# and its gradient (梯度), which says for every parameter how the loss changes with it; move each a little downhill. Lesson 1 is about gradients, lesson 2 about how this one is computed.
+# and its gradient (梯度), which says for every parameter how the loss changes with it; move each a little downhill. Lesson
+# 1 is about gradients, lesson 2 about how this one is computed.
 
 
 # %%
@@ -217,7 +219,7 @@ show(
 
 # %%
 start, length = np.array([ord("\n")]), 220
-boldness, kept = 0.7, 0.95  # below 1: it prefers probable bytes; it draws only from the best, which share 95%
+boldness, kept = 0.7, 0.95  # below 1 it likes the likely more; of all bytes, only the likeliest 95% count
 written = generate(state.params, settings.model, start, length, boldness, kept, np.random.default_rng(0))
 print(bytes(written).decode("ascii", "replace"))
 
@@ -241,8 +243,9 @@ print(bytes(written).decode("ascii", "replace"))
 #
 # $$y = \sum_{i \in S} w_i \, o_i \tag{3}$$
 #
-# The others don't run at all. (2) is called **softmax** (归一化指数函数). *Where it stands.* The six steps are in the document named above, §9.6 ([L7](DOCUMENTS.md)).
-# (3) is eq. 1 of Shazeer et al. 2017. The table of dialects and experts is made as in Muennighoff et al. 2024, §5.
+# The others don't run at all. (2) is called **softmax** (归一化指数函数). *Where it stands.* The six steps are in the
+# document named above, §9.6 ([L7](DOCUMENTS.md)). (3) is eq. 1 of Shazeer et al. 2017. The table of dialects and experts is
+# made as in Muennighoff et al. 2024, §5.
 
 # %% [markdown]
 # ## By hand
@@ -348,7 +351,8 @@ print(check_gradients(loss_of_router, named(params)["blocks.0.mixture.router.wei
 #
 # A gate from public code (jingyaogong/minimind, issue 858, mended by pull request 859; davidmrau/mixture-of-experts, issue
 # 27, had the same fault). It takes the softmax of the scores of all experts, keeps the $k$ best, and divides them by their
-# sum, so that they add up to 1. For $k = 2$ it gives (2): the sum over all experts cancels. For which $k$ does the router learn nothing from it?
+# sum, so that they add up to 1. For $k = 2$ it gives (2): the sum over all experts cancels. For which $k$ does the router
+# learn nothing from it?
 
 
 # %%

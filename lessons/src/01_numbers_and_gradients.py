@@ -111,7 +111,8 @@ show(
 # $h$. Each value of the loss also has a **rounding error** (舍入误差), because a float has only 53 binary digits: about
 # $u|L|$, with $u = 2^{-53}$. Both differences divide it by $h$, so it *grows* as $h$ shrinks.
 #
-# A trick avoids this. Put $ih$ for $h$ in the series, with $i^2 = -1$, and take the part with $i$. This is the **complex step** (复数步长法):
+# A trick avoids this. Put $ih$ for $h$ in the series, with $i^2 = -1$, and take the part with $i$. This is the
+# **complex step** (复数步长法):
 #
 # $$L(w + ih) = L + ih\frac{dL}{dw} - \frac{h^2}{2} L'' - i\frac{h^3}{6} L''' + \dots \quad\Rightarrow\quad
 # \frac{\operatorname{Im} L(w + ih)}{h} = \frac{dL}{dw} - \frac{h^2}{6} L''' + \dots \tag{4}$$
@@ -265,8 +266,8 @@ print(check_gradients(ops.cross_entropy, scores, right_answer, method="complex")
 #
 # With pencil and paper, for three weights. Let $s = \sum_i w_i x_i$ and $L = \ln(1 + e^{-s})$.
 #
-# 1. $L$ changes with $s$ at the rate $\dfrac{dL}{ds} = \dfrac{-e^{-s}}{1 + e^{-s}} = \dfrac{1}{1 + e^{-s}} - 1 = p - 1$: what the model says less what it
-#    should say.
+# 1. $L$ changes with $s$ at the rate $\dfrac{dL}{ds} = \dfrac{-e^{-s}}{1 + e^{-s}} = \dfrac{1}{1 + e^{-s}} - 1 = p - 1$:
+#    what the model says less what it should say.
 # 2. $s$ changes with $w_i$ at the rate $x_i$, and with $x_i$ at the rate $w_i$.
 # 3. Rates multiply: $\dfrac{\partial L}{\partial w_i} = (p - 1)\, x_i$ and $\dfrac{\partial L}{\partial x_i} = (p - 1)\, w_i$.
 #
@@ -322,7 +323,8 @@ print(check_gradients(neighbour_difference, np.array([3.0, 1.0, 4.0, 1.5, 9.0, 2
 # The untitled document on the sparse gate (稀疏门控), §4, updates the weights of the active experts by
 # $\Delta w_i = \partial L / \partial w_i$ ([M7](DOCUMENTS.md)). Two things are missing. The gradient points *uphill*, so the
 # step needs a minus sign; and it says how steep the hill is, not how far to go, so it needs a **learning rate** (学习率)
-# $\eta$: $\Delta w_i = -\eta\, \partial L / \partial w_i$. This is **gradient descent** (梯度下降). Try both on our loss with one weight.
+# $\eta$: $\Delta w_i = -\eta\, \partial L / \partial w_i$. This is **gradient descent** (梯度下降). Try both on our loss
+# with one weight.
 
 # %%
 printed, corrected, rate = 0.7, 0.7, 0.5

@@ -49,8 +49,9 @@ from tinymoe.gradcheck import check_gradients
 # %% [markdown]
 # ## Picture
 #
-# A **neural network** (神经网络) is a chain of operations. Each takes what the one before it made. This one has a **hidden layer** (隐藏层) and an
-# **output layer** (输出层), and ends with the loss. Such a drawing is a **computation graph** (计算图).
+# A **neural network** (神经网络) is a chain of operations. Each takes what the one before it made. This one has a
+# **hidden layer** (隐藏层) and an **output layer** (输出层), and ends with the loss. Such a drawing is a **computation graph**
+# (计算图).
 
 
 # %%
@@ -124,8 +125,8 @@ show(
 #
 # At $x = 0$ the curve has a kink, and no slope; everybody takes 0.
 #
-# **Cross-entropy** (交叉熵): scores $s$ become probabilities $p$ by softmax, and the loss is the mean of $-\ln p$ of the right answers
-# $t_n$. The matrix $\text{onehot}(t)$ has a 1 at the right answer of each row, else 0:
+# **Cross-entropy** (交叉熵): scores $s$ become probabilities $p$ by softmax, and the loss is the mean of $-\ln p$ of the
+# right answers $t_n$. The matrix $\text{onehot}(t)$ has a 1 at the right answer of each row, else 0:
 #
 # $$p_{nv} = \frac{e^{s_{nv}}}{\sum_j e^{s_{nj}}} \qquad L = -\frac1N \sum_n \ln p_{n t_n} \qquad
 # ds = \frac{dL}{N} \, (p - \text{onehot}(t)) \tag{5}$$
@@ -318,6 +319,7 @@ def library_network(x, W1, b1, W2, b2, *, targets):
     return loss, backward
 
 
+# %%
 shapes = [(5, 4), (4, 6), (6,), (6, 3), (3,)]  # x, W1, b1, W2, b2
 inputs, right = [rng.standard_normal(shape) for shape in shapes], np.array([0, 2, 1, 1, 0])
 ours, theirs = network(*inputs, targets=right), library_network(*inputs, targets=right)
