@@ -50,8 +50,8 @@ from tinymoe.ops import gates, shared_gates
 # reaches in that direction. The **top-k gate** (Top-k稀疏门控) takes the K best scores, here K = 2, and gives their experts
 # weights that add up to 1. The part of a model that does all this is called its **router** (路由器).
 #
-# On the left, the plane of all tokens: each shade is a pair of experts. On the right, a token walks once around a circle, and
-# we look at the weights it gives.
+# On the left, the plane of all tokens: each shade is a pair of chosen experts. On the right, a token walks once around a
+# circle, and we look at the weights it gives.
 
 
 # %%
@@ -78,6 +78,8 @@ left.grid(visible=False)
 for i, (x1, x2) in enumerate(directions.T):
     left.annotate(f"expert {i}", (0, 0), (1.5 * x1, 1.5 * x2), ha="center", arrowprops={"arrowstyle": "<-"})
     right.plot(np.degrees(walk), around[:, i], label=f"expert {i}")
+for pair in np.unique(pairs):
+    left.text(*plane[pairs == pair].mean(0), f"{pair // 4} and {pair % 4}", ha="center", style="italic")
 left.set(xlabel="token, first number", ylabel="token, second number")
 right.set(xlabel="direction of the token in degrees", ylabel="weight", ylim=(0, 1.45))
 right.legend(ncols=2, loc="upper right")
@@ -89,7 +91,8 @@ show(
 # %% [markdown]
 # Inside a wedge the weights are smooth. At its edge one expert leaves and another takes its place, at once. There the two
 # had the same score, so the weight that is lost is the weight that is won: the lines jump, but they jump to the same height.
-# These two facts are the lesson: *the weights can be taught by gradients, the choice can't*.
+# These two facts are the lesson: *the weights can be taught by gradients, the choice can't*. The choice only follows, since
+# it is made by the same scores as the weights.
 
 # %% [markdown]
 # ## Formula
@@ -121,18 +124,18 @@ show(
 # gets a higher score. An expert that was not chosen hears nothing.
 #
 # **Noise** (噪声) gives it a chance. In training, add a normal random number $\varepsilon_i$ times a learned spread
-# $\sigma_i$, and choose by the sum. $V$ are more weights of the router, and softplus$(a) = \ln(1 + e^a)$ keeps $\sigma$
-# positive:
+# $\sigma_i$, and choose by the sum. $V$ are more weights of the router. softplus$(a) = \ln(1 + e^a)$ is positive, and 0.01
+# keeps $\sigma$ away from 0, since (7) divides by it:
 #
 # $$h_i = z_i + \varepsilon_i \sigma_i, \qquad \sigma_i = \mathrm{softplus}\Big(\sum_d x_d V_{di}\Big) + 0.01 \tag{6}$$
 #
 # Then even the **load** (负载) can be taught, the number of tokens that an expert gets. Draw the noise of expert $i$ once
-# more and keep that of the others: it is chosen if it beats the **threshold** (阈值) $\tau_i$. With $\Phi$ the normal
-# distribution function,
+# more and keep that of the others. It is chosen if it beats the **threshold** (阈值) $\tau_i$, the K-th largest $h$ of the
+# *other* experts: if its noise is above $(\tau_i - z_i) / \sigma_i$. Let $\Phi(u)$ be the probability that a normal random
+# number is below $u$, or, by symmetry, above $-u$. Then the load to expect is
 #
 # $$\mathrm{load}_i = \sum_{\text{tokens}} \Phi\Big(\frac{z_i - \tau_i}{\sigma_i}\Big), \qquad
-# \tau_i = \begin{cases} \text{the } (K{+}1)\text{-th largest } h & \text{if } i \in S \\
-# \text{the } K\text{-th largest } h & \text{otherwise} \end{cases} \tag{7}$$
+# \tau_i = \text{the } K\text{-th largest of the } h_j \text{ with } j \neq i \tag{7}$$
 #
 # **Sigmoid** is the newer way. No competition in the scores, and a bias $b_i$ that has a say in the choice only:
 #
@@ -182,9 +185,12 @@ z = np.log([[6.0, 1, 2, 1]])
 print("softmax over all, then divide:", *gate_by_loop(z, 2, softmax_first=True))
 print("softmax over the chosen:      ", *gate_by_loop(z, 2, softmax_first=False))
 print("three choices, with a tie:    ", gate_by_loop(z, 3, softmax_first=False)[1])
+for divided in (True, False):
+    _, backward = ops.top_k_gate(z, 2, renormalize=divided)
+    print(f"divided: {divided!s:5}  gradients of the scores:", backward(np.array([[1.0, 5]]))[0][0])
 
 # %% [markdown]
-# The numbers from the paper above. (A serious program subtracts the row's largest score first, so that no exponential
+# The numbers from paper. (A serious program subtracts the row's largest score first, so that no exponential
 # overflows; it cancels, too.)
 #
 # **K = 1 is special.** Divided by itself, the one weight is 1, whatever the score. A constant has no gradient: put $w_i = 1$
@@ -193,9 +199,9 @@ print("three choices, with a tie:    ", gate_by_loop(z, 3, softmax_first=False)[
 # doesn't divide.
 
 # %%
-tokens = np.random.default_rng(0).standard_normal((6, 4))  # scores of six tokens
+logits = np.random.default_rng(0).standard_normal((6, 4))  # the scores of six tokens
 for renormalize in (True, False):
-    (weights, _), backward = ops.top_k_gate(tokens, 1, renormalize=renormalize)
+    (weights, _), backward = ops.top_k_gate(logits, 1, renormalize=renormalize)
     (dlogits,) = backward(np.ones_like(weights))
     print(f"divided: {renormalize!s:5}  weights {weights[:3, 0]} …  largest gradient {np.abs(dlogits).max():.3f}")
 
@@ -242,9 +248,12 @@ show(
 # a loss: up for experts with few tokens, down for those with many. That rule is in lesson 11.
 
 # %%
+s = 1 / (1 + np.exp(-z[0]))
 for bias in (np.zeros(4), np.array([0, 0.5, 0, 0])):
     (weights, indices), _ = ops.sigmoid_gate(z, 2, bias=bias)
     print(f"bias {bias}: experts {indices[0]} with weights {weights[0]}")
+    assert set(indices[0]) == set(np.argsort(s + bias)[-2:])  # (8)
+    assert np.allclose(weights[0], s[indices[0]] / s[indices[0]].sum())
 
 # %% [markdown]
 # On the second line the favoured expert stands first, and has the smaller weight: chosen by bias, weighed by score.
@@ -270,43 +279,26 @@ def gradient_by_formula(p, indices, g, divided):  # (4) and (5), for one token
 
 g = np.random.default_rng(2).standard_normal((6, 2))
 for divided in (True, False):
-    (weights, indices), backward = ops.top_k_gate(tokens, 2, renormalize=divided)
-    expected = [gradient_by_formula(*row, divided) for row in zip(ops.softmax(tokens)[0], indices, g, strict=True)]
+    (weights, indices), backward = ops.top_k_gate(logits, 2, renormalize=divided)
+    expected = [gradient_by_formula(*row, divided) for row in zip(ops.softmax(logits)[0], indices, g, strict=True)]
     np.testing.assert_allclose(backward(g)[0], expected, rtol=1e-12, atol=1e-15)
-(weights, indices), backward = ops.top_k_gate(tokens, 2)
-(other_weights, _), other_backward = ops.top_k_softmax(tokens, 2)
-for loop_weights, loop_chosen in (gate_by_loop(tokens, 2, True), gate_by_loop(tokens, 2, False)):
+(weights, indices), backward = ops.top_k_gate(logits, 2)
+(other_weights, _), other_backward = ops.top_k_softmax(logits, 2)
+for loop_weights, loop_chosen in (gate_by_loop(logits, 2, True), gate_by_loop(logits, 2, False)):
     assert np.array_equal(loop_chosen, indices) and np.allclose(loop_weights, weights, rtol=1e-12)
 assert np.allclose(other_weights, weights) and np.allclose(other_backward(g)[0], backward(g)[0])
 print("one gate, written four times:", weights[0])
 
 # %% [markdown]
-# The load (7) has a simpler reading: in both of its cases, $\tau_i$ is the K-th largest noisy score *of the other experts*.
-# Again a loop, with the noise (6) and $\Phi$ from Python's `erf`:
-
-# %%
-rng = np.random.default_rng(10)
-clean, spread, noise = rng.standard_normal((3, 6, 4))
-sigma = np.log(1 + np.exp(spread)) + 0.01
-noisy = clean + noise * sigma
-load_by_loop = np.zeros(4)
-for n, i in np.ndindex(6, 4):
-    threshold = np.sort(np.delete(noisy[n], i))[-2]  # K = 2
-    load_by_loop[i] += (1 + erf((clean[n, i] - threshold) / sigma[n, i] / np.sqrt(2))) / 2
-(weights, indices, load), _ = ops.noisy_top_k_gate(clean, spread, 2, noise=noise)
-assert np.allclose(load, load_by_loop, rtol=1e-12)
-assert np.allclose(weights, gate_by_loop(noisy, 2, True)[0])
-print("load by loop:     ", load_by_loop)
-print("load of tinymoe:  ", load)
-print("tokens that chose:", np.bincount(indices.reshape(-1), minlength=4))
-
-# %% [markdown]
-# **Other scores.** The document leaves $f(x, e_i)$ open. The library has three: the dot product (1), its cosine, which doesn't
-# see how long a token is, and a small network. Whatever the score, the gate behind it stays the same.
+# **Other scores.** The document leaves $f(x, e_i)$ open. The library has three: the dot product (1); the cosine of the angle
+# between token and expert, times a learned scale, which doesn't see how long a token is; and a small network. Whatever the
+# score, the gate behind it stays the same.
 
 # %%
 rng = np.random.default_rng(3)
 x, w, hidden, out = (rng.standard_normal(shape) for shape in ((6, 3), (3, 4), (3, 5), (5, 4)))
+by_loop = [[sum(x[n, d] * w[d, i] for d in range(3)) for i in range(4)] for n in range(6)]
+assert np.allclose(ops.linear(x, w)[0], by_loop)  # (1)
 print(check_gradients(ops.cosine_scores, x, w, np.array(4.0), method="complex"))
 print(check_gradients(ops.mlp_scores, x, hidden, out, method="complex"))
 same = np.allclose(ops.cosine_scores(x, w, 4.0)[0], ops.cosine_scores(10 * x, w, 4.0)[0])
@@ -314,8 +306,9 @@ print("tokens ten times as long have the same cosine scores:", same)
 
 # %% [markdown]
 # **Promises.** A gate may look at more than one token. Does a token's choice depend on the tokens after it? If so, a
-# language model would read its own future. And does the gate teach its router when K = 1? Ask each, as the library's models use
-# them in training.
+# language model would read its own future. And does the weight teach the router when K = 1? Ask six gates of the library, as
+# its models use them in training. Three are new: Sinkhorn evens out the scores and BASE the tokens, so that all experts get
+# about as many; and in expert-choice, known from lesson 5, the experts choose.
 
 # %%
 rng = np.random.default_rng(4)
@@ -342,19 +335,20 @@ for name, gate in ROUTERS.items():
     )
 
 # %% [markdown]
-# Sinkhorn and BASE share the tokens out evenly among the experts, and in expert-choice the experts choose: each of them must
-# see the whole batch. In evaluation the first two give that up. [All routers, and more promises](../docs/routers.md).
+# The noisy gate divides, so at K = 1 only its load could teach it. The last three must see the whole batch. In evaluation
+# Sinkhorn and BASE give that up. [All routers, and more promises](../docs/routers.md).
 
 # %% [markdown]
 # ## Backward by hand
 #
-# For (4), let $S$ be fixed, and $w_i = e^{z_i} / D$ with $D = \sum_{j \in S} e^{z_j}$.
+# For (4), let $S$ be fixed, and $w_i = e^{z_i} / T$ with $T = \sum_{j \in S} e^{z_j}$.
 #
 # 1. If $i$ is not in $S$, $z_i$ stands nowhere in the weights. Its gradient is 0: not small, but exactly 0.
-# 2. If it is, it stands in its own numerator and in $D$ of all: $\dfrac{\partial w_j}{\partial z_i} = w_j ([i = j] - w_i)$.
+# 2. If it is, it stands in its own numerator and in $T$ of all: $\dfrac{\partial w_j}{\partial z_i} = w_j ([i = j] - w_i)$.
 # 3. Add up over the chosen: $\sum_{j \in S} G_j w_j ([i = j] - w_i) = w_i (G_i - \sum_{j \in S} w_j G_j)$.
 #
-# Step 1 leans on "let $S$ be fixed". That is true for all small steps, unless there is a tie.
+# Step 1 leans on "let $S$ be fixed". That is true for all small steps, unless there is a tie. In (5) the sum $T$ runs over
+# all experts, so nobody is left out in step 1; steps 2 and 3 stay.
 
 
 # %%
@@ -372,18 +366,21 @@ def my_gate(logits, k):
     return (weights, indices), backward
 
 
-print(check_gradients(my_gate, tokens, 2, method="complex"))
+print(check_gradients(my_gate, logits, 2, method="complex"))
 
 # %% [markdown]
-# The picture of (4) and (5), for six tokens and K = 2:
+# The picture of (4) and (5), for six tokens and K = 2. A dot marks a chosen expert:
 
 # %%
-dlogits = [ops.top_k_gate(tokens, 2, renormalize=divided)[1](g)[0] for divided in (True, False)]
+(_, indices), _ = ops.top_k_gate(logits, 2)
+dlogits = [ops.top_k_gate(logits, 2, renormalize=divided)[1](g)[0] for divided in (True, False)]
+top = np.abs(dlogits).max()
 figure, both = new_figure(1, 2, height=2.9, sharey=True)
 for axes, values, title in zip(both, dlogits, ["divided: zeros are blank", "not divided"], strict=True):
     image = axes.imshow(
-        np.where(values == 0, np.nan, np.abs(values)), vmin=0, vmax=0.5, cmap="cividis_r", aspect="auto"
+        np.where(values == 0, np.nan, np.abs(values)), vmin=0, vmax=top, cmap="cividis_r", aspect="auto"
     )
+    axes.plot(indices, np.arange(6), "o", color="white", markeredgecolor="black", markersize=5)
     axes.set(xlabel="expert", title=title, xticks=range(4))
     axes.grid(visible=False)
 both[0].set_ylabel("token")
@@ -394,6 +391,8 @@ show(
 )
 
 # %% [markdown]
+# On the left the two gradients of a row have the same size, because they add up to 0, as on paper.
+#
 # **Only activated experts are updated.** The same zeros reach the experts themselves. The layer below is that of the document
 # with a gate that can learn. One token, two of five experts: the others' parameters get a gradient of exactly 0. So does
 # the column of the router that scores them.
@@ -402,7 +401,7 @@ show(
 rng = np.random.default_rng(5)
 layer = Parameters(keys=rng.standard_normal((3, 5)), weight=rng.standard_normal((5, 3, 2)), bias=np.zeros((5, 2)))
 (y, _, chosen), backward = network(rng.standard_normal((1, 3)), layer, k=2)
-_, dlayer = backward(np.ones_like(y), 0.0)
+_, dlayer = backward(np.ones_like(y), 0.0)  # 0 for its second loss, which keeps the experts evenly busy
 print("chosen:", np.sort(chosen[0]))
 for i in range(5):
     parts = [dlayer.weight[i], dlayer.bias[i], dlayer.keys[:, i]]
@@ -410,46 +409,66 @@ for i in range(5):
 assert all(dlayer.weight[i].any() == dlayer.keys[:, i].any() == (i in chosen) for i in range(5))
 
 # %% [markdown]
-# A gradient of 0 does not yet mean that a weight stays: Adam goes on by the momentum of earlier steps. The library's `lazy`
-# optimisers leave experts without tokens alone, to the last bit.
+# A gradient of 0 does not yet mean that a weight stays: an optimiser with a memory, such as Adam, goes on for a while in the
+# direction of earlier steps. The library's `lazy` optimisers leave experts without tokens alone, to the last bit.
 #
 # **The threshold has a gradient too.** In (7) $z_i$ and $\sigma_i$ are easy to see. But $\tau_i$ is the noisy score of
-# *another* expert, $\tau_i = h_j$. If that one rises, expert $i$ is less likely to be chosen. Let $\varphi$ be the density of
-# the normal distribution, $u_i = (z_i - \tau_i) / \sigma_i$, and $q_i = \varphi(u_i) / \sigma_i$ times the gradient for
-# $\mathrm{load}_i$. One token adds
+# *another* expert, $\tau_i = h_j$. If that one rises, expert $i$ is less likely to be chosen. Let
+# $u_i = (z_i - \tau_i) / \sigma_i$. The slope of $\Phi$ at $u$ is $\varphi(u) = e^{-u^2/2} / \sqrt{2\pi}$. With
+# $q_i = \varphi(u_i) / \sigma_i$ times the gradient for $\mathrm{load}_i$, one token adds
 #
 # $$q_i \text{ to } \frac{\partial L}{\partial z_i}, \qquad -q_i u_i \text{ to } \frac{\partial L}{\partial \sigma_i},
 # \qquad -q_i \text{ to } \frac{\partial L}{\partial h_j} \tag{9}$$
 #
 # From $h_j$ it flows on by (6): as it is into $z_j$, times $\varepsilon_j$ into $\sigma_j$. Leave this path out, as if $\tau$
-# were a constant, and ask the checker:
+# were a constant, and ask the checker, with K = 2:
 
 
 # %%
 def load_of_scores(clean, sigma, *, noise, constant_threshold):
-    load, load_back = gates.smooth_load(clean, clean + noise * sigma, sigma, 2)
+    noisy, load, parts = clean + noise * sigma, np.zeros(clean.shape[1]), []
+    for n, i in np.ndindex(clean.shape):
+        others = np.delete(np.arange(clean.shape[1]), i)
+        j = others[np.argsort(-noisy[n, others])[1]]  # second best of the others, since K = 2
+        u = (clean[n, i] - noisy[n, j]) / sigma[n, i]
+        load[i] += (1 + erf(u / np.sqrt(2))) / 2
+        parts.append((n, i, j, u))
 
     def backward(dload):
-        dclean, dnoisy, dsigma = load_back(dload)
-        if constant_threshold:
-            return dclean, dsigma
-        return dclean + dnoisy, dsigma + dnoisy * noise
+        dclean, dsigma = np.zeros_like(clean), np.zeros_like(sigma)
+        for n, i, j, u in parts:
+            q = np.exp(-u * u / 2) / np.sqrt(2 * np.pi) / sigma[n, i] * dload[i]
+            dclean[n, i] += q
+            dsigma[n, i] -= q * u
+            if not constant_threshold:
+                dclean[n, j] -= q
+                dsigma[n, j] -= q * noise[n, j]
+        return dclean, dsigma
 
     return load, backward
 
 
+# %%
 rng = np.random.default_rng(6)
-clean, noise, sigma = rng.standard_normal((6, 5)), rng.standard_normal((6, 5)), rng.uniform(0.5, 1, (6, 5))
+clean, noise, spread = rng.standard_normal((3, 6, 5))
+sigma = np.log(1 + np.exp(spread)) + 0.01
 for constant in (False, True):
     print("threshold taken for a constant:", constant)
     print(check_gradients(load_of_scores, clean, sigma, noise=noise, constant_threshold=constant))
 
 # %% [markdown]
-# It is no small term: the relative error says so. With it, the whole gate (6) is right, and so is (8).
+# It is no small term: the relative error says so. With it, load and gradient are the library's, and the whole gate (6) is
+# right.
 
 # %%
-print(check_gradients(ops.noisy_top_k_gate, clean, sigma, 2, noise=noise))
-print(check_gradients(ops.sigmoid_gate, clean, 2, bias=np.linspace(-0.2, 0.2, 5), method="complex"))
+ours, our_back = load_of_scores(clean, sigma, noise=noise, constant_threshold=False)
+(weights, indices, load), back = ops.noisy_top_k_gate(clean, spread, 2, noise=noise)
+print("load by loop:     ", ours, "\nload of tinymoe:  ", load)
+print("tokens that chose:", np.bincount(indices.reshape(-1), minlength=5), "with this draw of the noise")
+assert np.allclose(ours, load) and np.allclose(weights, gate_by_loop(clean + noise * sigma, 2, True)[0])  # (6), (7)
+dclean, dsigma = our_back(np.arange(5.0))
+assert np.allclose(back(0 * weights, np.arange(5.0)), [dclean, dsigma / (1 + np.exp(-spread))])  # (9)
+print(check_gradients(ops.noisy_top_k_gate, clean, spread, 2, noise=noise))
 
 # %% [markdown]
 # ## What the document gets wrong
@@ -480,10 +499,10 @@ for neighbours in (1, 2, 5):
 # 3. `torch.tensor(weights)` copies the numbers out of the computation: no gradient goes through.
 # 4. The weights are not used in the sum either. So nothing teaches the choice.
 #
-# Moreover, its §4 calls the score $w_i$, and two formulas on it is the expert's parameters that are updated under this
-# name. With a choice for each row, and with gate weights in the sum, the same four arguments make a model that learns
-# $|x|$. The printed one can't: once its experts are chosen, the whole batch goes through one line, and the best line is far
-# off.
+# Moreover, in its §4 $w_i$ is first an expert's score; further on, under the same name, an expert's parameters are updated.
+# With a choice for each row, and with gate weights in the sum (not divided, since K = 1), the same four arguments make a
+# model that learns $|x|$. The printed one can't: once its experts are chosen, the whole batch goes through one line, and
+# the best line is far off.
 
 # %%
 x = np.random.default_rng(8).uniform(-1, 1, (200, 1))
@@ -534,7 +553,7 @@ for load in (gates.smooth_load, load_as_published):
 
 # %% [markdown]
 # The true load stays. In the other, every expert now expects every token. The library keeps it as the exhibit "units mixed in
-# the load" of its [museum](../tinymoe/museum/gates.py), beside eight other bugs of gates.
+# the load" of its [museum](../tinymoe/museum/gates.py), beside other bugs of gates.
 
 # %% [markdown]
 # ## Exercises
@@ -576,7 +595,8 @@ def choose(scores, k):
 # %% tags=["check"]
 tied = np.array([[0.0, 2, 1, 2, 1], [1, 1, 1, 1, 1], [5, 4, 3, 2, 1], [1, 2, 3, 4, 5]])
 check_exercise(1, choose, tied, 3, like=gates.choose, gradients=False)
-check_exercise(1, choose, np.random.default_rng(9).standard_normal((8, 6)), 3, like=gates.choose, gradients=False)
+many_ties = np.random.default_rng(9).integers(0, 5, (8, 60)).astype(float)  # short rows are sorted stably anyway
+check_exercise(1, choose, many_ties, 30, like=gates.choose, gradients=False)
 
 # %% [markdown]
 # ### 2 · A gate for K = 1
@@ -652,7 +672,7 @@ def reference(logits, k):
 
 
 for k in (1, 2):
-    check_exercise(2, raw_gate, tokens, k, like=reference)
+    check_exercise(2, raw_gate, logits, k, like=reference)
 
 # %% [markdown]
 # ### 3 · Choose by bias, weigh by score
@@ -706,7 +726,7 @@ def reference(logits, bias, k):
     return ops.sigmoid_gate(logits, k, bias=bias)[0]
 
 
-check_exercise(3, sigmoid_with_bias, tokens, np.array([0.3, 0, -0.3, 0]), 2, like=reference, gradients=False)
+check_exercise(3, sigmoid_with_bias, logits, np.array([0.3, 0, -0.3, 0]), 2, like=reference, gradients=False)
 
 # %% [markdown]
 # ### 4 · Scores with noise
@@ -769,7 +789,7 @@ def reference(clean, spread, *, noise):
     return clean + noise * (ops.softplus(spread)[0] + 0.01), None
 
 
-check_exercise(4, noisy_scores, tokens, tokens[::-1], like=reference, noise=np.linspace(-1, 1, 24).reshape(6, 4))
+check_exercise(4, noisy_scores, logits, logits[::-1], like=reference, noise=np.linspace(-1, 1, 24).reshape(6, 4))
 
 # %% [markdown]
 # ## Next

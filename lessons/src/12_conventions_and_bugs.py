@@ -3,7 +3,7 @@
 #   lesson:
 #     title: The zoo of conventions and the bug museum
 #     chinese: 约定与错误博物馆
-#     builds: one loss that speaks for eighteen public systems, and repairs of bugs that they really had
+#     builds: one loss that speaks for many public systems, and repairs of bugs that they really had
 #     code: [tinymoe/conventions.py, tinymoe/museum/gates.py, tinymoe/museum/losses.py, tinymoe/museum/layers.py]
 #     documents: [M11, O6]
 #     papers:
@@ -13,6 +13,7 @@
 #       convention: [约定, "a choice that a formula leaves open, and that systems make differently"]
 #       coefficient: [系数, "the factor of a term, here of the balancing loss"]
 #       covariance: [协方差, "how much two quantities rise and fall together"]
+#       recomputation: [重计算, "running the forward pass again in the backward pass, to save memory"]
 # ---
 
 # %% [markdown]
@@ -30,7 +31,7 @@ import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
-from tinymoe.conventions import BALANCE, CAPACITY, balance_loss
+from tinymoe.conventions import BALANCE, CAPACITY, BalanceConvention, balance_loss
 from tinymoe.gradcheck import check_gradients
 from tinymoe.museum import MUSEUM
 
@@ -39,7 +40,7 @@ from tinymoe.museum import MUSEUM
 #
 # A model has two layers with two experts each. More and more tokens of layer 1 go to its first expert, and of layer 2 to its
 # second. At the right end each layer uses one expert only, and half of the model is idle. Three programs log "the
-# load-balance loss", whose best value is 1. All three follow public code.
+# load-balance loss", which is 1 if all is even. All three follow public code.
 
 
 # %%
@@ -51,7 +52,7 @@ def two_layers(share, n=100):
 
 
 shares = np.linspace(0.5, 1, 51)
-programs = {"each layer by itself, mean": "tinymoe", "tokens of both layers pooled": "hf"}
+programs = {"each layer by itself, mean": "tinymoe", "tokens of both layers pooled": "hf"}  # whose rules: see below
 figure, axes = new_figure()
 for label, system in programs.items():
     axes.plot(shares, [balance_loss(*two_layers(share), BALANCE[system])[0] for share in shares], label=label)
@@ -75,11 +76,11 @@ show(
 # ## Formula
 #
 # A layer sends $N$ tokens to $K$ of $E$ experts each. Expert $i$ was chosen $c_i$ times, and token $n$ gives it the
-# probability $p_{ni}$. For one layer:
+# probability $p_{ni}$. For one layer, as in lesson 11:
 #
 # $$f_i = \frac{c_i}{N K}, \qquad P_i = \frac1N \sum_n p_{ni}, \qquad L = E \sum_i f_i P_i \tag{1}$$
 #
-# If all is even, $f_i = P_i = 1/E$ and $L = 1$. With several layers $l = 1 \dots M$, three things are done:
+# If all is even, $f_i = P_i = 1/E$ and $L = 1$. With several layers $l = 1 \dots M$, programs add, take the mean, or pool:
 #
 # $$L_{\text{sum}} = \sum_l L_l, \qquad L_{\text{mean}} = \frac1M \sum_l L_l, \qquad
 # L_{\text{pool}} = E \sum_i \bar f_i \bar P_i \tag{2}$$
@@ -89,13 +90,14 @@ show(
 #
 # $$L_{\text{mean}} - L_{\text{pool}} = E \sum_i \frac1M \sum_l (f_{li} - \bar f_i)(P_{li} - \bar P_i) \tag{3}$$
 #
-# An expert that is both often chosen and probable in one layer, and neither in another, adds to it. That is a collapse.
+# An expert that is both often chosen and probable in one layer, and neither in another, adds to it. That is what layers do that
+# collapse on different experts.
 #
 # The second number with many meanings is the capacity, how many places an expert has. With the factor $\kappa$:
 #
 # $$C = \lceil \kappa K N / E \rceil \tag{4}$$
 #
-# where $\lceil\cdot\rceil$ rounds up. Some systems leave out $K$, some round down, some have a least value.
+# where $\lceil\cdot\rceil$ rounds up. Some systems leave out $K$, some round down, some have a minimum.
 #
 # *Where it stands.* (1) is Fedus et al. 2021, eq. 4–6, for $K = 1$, and Dai et al. 2024, eq. 12–14. The capacity is eq. 3 of
 # the former. The untitled document on the sparse gate only names the trouble, in its §8 ([M11](DOCUMENTS.md)).
@@ -107,7 +109,8 @@ show(
 #
 # - One layer: $f = (1, 0)$, $P = (0.9, 0.1)$, $L = 2 \cdot 0.9 = 1.8$.
 # - A second layer, collapsed on the other expert, has 1.8, too. Mean: 1.8. Pooled: $\bar f = \bar P = (\frac12, \frac12)$,
-#   so $L_{\text{pool}} = 2(\frac14 + \frac14) = 1$. By (3) the difference is
+#   so $L_{\text{pool}} = 2(\frac14 + \frac14) = 1$. In each
+#   layer one expert is above these means, by $\frac12$ and 0.4, and one below by as much. By (3) the difference is
 #   $2 \cdot (\frac12 \cdot 0.4 + \frac12 \cdot 0.4) = 0.8$.
 # - Softmax once more: $e^{0.9} / (e^{0.9} + e^{0.1}) \approx 0.69$, so $L \approx 1.38$ where 1.8 is true.
 # - 16 tokens, 8 experts, $K = 2$, $\kappa = 1.25$: by (4) $C = 5$. Without $K$ it is 2.5, which one system rounds to 2,
@@ -116,12 +119,13 @@ show(
 # %% [markdown]
 # ## Code
 #
-# (1) and (2) as loops.
+# (1) and (2) as loops, with two switches. `first_only` counts only the first choice of each token. Without `divided` the $K$
+# of (1) is left out, so that $f$ adds up to $K$.
 
 
 # %%
 def layer_shares(logits, indices, first_only=False, divided=True):
-    """f (E,) and P (E,) of one layer, with two of the switches that public systems set differently."""
+    """f (E,) and P (E,) of one layer."""
     f, P = np.zeros(logits.shape[1]), np.zeros(logits.shape[1])
     counted = indices[:, :1] if first_only else indices
     for row, choices in zip(logits, counted, strict=True):
@@ -145,17 +149,20 @@ collapsed = two_layers(1.0)
 for how in ("sum", "mean", "pooled"):
     print(f"{how:7} {all_layers(*collapsed, how):.3f}")
 twice = ops.softmax(collapsed[0])[0]  # what a router returns as "logits" after its own softmax
-print(f"twice   {all_layers(twice, collapsed[1], 'mean'):.3f}, where the mean is true")
+print(f"twice   {all_layers(twice, collapsed[1], 'mean'):.3f}, the mean after a second softmax")
 pairs = np.array([layer_shares(z, i) for z, i in zip(*collapsed, strict=True)])  # (layers, 2, E)
 off = pairs - pairs.mean(0)
-print(f"(3)     {2 * (off[:, 0] * off[:, 1]).mean(0).sum():.3f} = mean − pooled")
+hidden = 2 * (off[:, 0] * off[:, 1]).mean(0).sum()
+print(f"(3)     {hidden:.3f} = mean − pooled")
+assert np.isclose(hidden, all_layers(*collapsed, "mean") - all_layers(*collapsed, "pooled"))
 
 # %% [markdown]
 # ## The same in tinymoe
 #
-# The library has eighteen systems as presets of one function. Every one is compared here with our loops, forward. (Two
-# presets use other probabilities; for these the loops have no switch.) The batch is that of the [published
-# table](../docs/conventions.md): two layers, 16 tokens, 8 experts, two choices.
+# The library has public systems as presets of one function. They are compared here with our loops, forward, but for two that
+# use other probabilities: `nanomoe` a softmax over the chosen experts only, `hf-5.0.0` the double softmax of lesson 11. The
+# columns say how each sets the switches. The batch is that of a [table with the sources](../docs/conventions.md): two layers,
+# 16 tokens, 8 experts, two choices.
 
 # %%
 logits = np.random.default_rng(7).standard_normal((2, 16, 8))
@@ -170,12 +177,18 @@ for name, c in BALANCE.items():
     print(f"{name:16} {c.choices:8} {c.divided!s:8} {c.layers:6} {alone[0]:8.4f} {alone[1]:8.4f} {both:7.4f}")
 
 # %% [markdown]
-# The same batch, and the largest value is more than four times the smallest. Now the capacities, for the numbers of "By hand".
+# The same batch, and the largest value is several times the smallest. What is even differs as well: 1 for the mean of layers
+# with $f$ divided, 2 if $K$ is left out or two layers are added, 4 if both. So one number is good in one log and bad in
+# another. Now the capacities, for the numbers of "By hand".
 
 # %%
 factors = {"hf-switch": 64}  # there it is no factor, but the number of places itself, by default 64
 print(", ".join(f"{name} {rule(16, 8, 2, factors.get(name, 1.25))}" for name, rule in CAPACITY.items()))
 assert CAPACITY["tinymoe"](16, 8, 2, 1.25) == ops.capacity(16, 8, 2, 1.25) == np.ceil(1.25 * 2 * 16 / 8)
+
+# %% [markdown]
+# Some leave out $K$; some round down, some up, some to an even number or a multiple of four; some give no expert fewer than
+# four places. A capacity factor says as little by itself as a coefficient.
 
 # %% [markdown]
 # ## Backward by hand
@@ -216,28 +229,21 @@ for pooled, system in ((False, "tinymoe"), (True, "hf")):
     print(f"  as {system}; the largest slope after the collapse: {stuck:.1e}")
 
 # %% [markdown]
-# And the second softmax? Probabilities differ by 1 at most. So softmax of them is nearly even, and its slope is near $1/E$:
-# the more experts, the less is left of the gradient.
-
-# %%
-for E in (8, 64, 128):
-    many = 2 * np.random.default_rng(0).standard_normal((1, 2000, E))
-    best = np.argsort(-many, -1)[..., :2]
-    once, twice = (np.linalg.norm(balance_loss(many, best, BALANCE[name])[1](1.0)[0]) for name in ("hf", "hf-5.0.0"))
-    print(f"{E:3} experts: {twice / once:.4f} of the gradient is left; 1/E = {1 / E:.4f}")
+# (The other slope is small because the loss is a mean over two hundred tokens, and this is that of one of them.)
 
 # %% [markdown]
 # ## What the document gets wrong
 #
-# Papers, too, get other names on the way ([O6](DOCUMENTS.md)). Of those that three of the documents recommend, some titles
-# are altered, a paper on dropout in recurrent networks is given to other authors and to another subject, and of two we know
-# no such paper at all. The map lists them as they should be cited. Cite what you have opened; that holds for code as well.
+# Names change on the way, too. Three of the documents recommend papers ([O6](DOCUMENTS.md)). Some titles are altered, a paper
+# on dropout in recurrent networks is given to other authors and to another subject, and two papers we could not find at
+# all. The map of the documents lists them as they should be cited. Cite what you have opened; that holds for code as well.
 
 # %% [markdown]
 # ## Spot the bug
 #
-# The library's museum has bugs of public code, each with the check that catches it. Few of them crash, and few are found by
-# looking at the loss. Here are three. Read each, and say what is wrong, before you open the answer.
+# The library's [museum](../tinymoe/museum/__init__.py) has bugs of public code, each with the check that catches it. Few
+# crash, and few are found by looking at the loss. Here are three. Read each, and say what is wrong, before you open the
+# answer.
 #
 # **A.** Noise makes the experts take turns in training. (After the code of makeMoE and nanoMoE.)
 
@@ -256,7 +262,9 @@ def noisy_gate(logits, k, rng, training):
 #
 # </details>
 #
-# **B.** A counter of tokens per expert is updated in the forward pass. (After NVIDIA/Megatron-LM, issues 1330 and 1331.)
+# **B.** A counter of tokens per expert is updated in the forward pass. To save memory, a program may throw away what the
+# forward pass has made, and run it again when the backward pass needs it: **recomputation** (重计算). (After
+# NVIDIA/Megatron-LM, issues 1330 and 1331.)
 
 
 # %%
@@ -269,7 +277,7 @@ class CountingRouter:
         return chosen
 
     def backward(self, chosen, recompute):
-        if recompute:  # activations were thrown away to save memory
+        if recompute:
             self.forward(chosen)
 
 
@@ -281,8 +289,8 @@ class CountingRouter:
 #
 # </details>
 #
-# **C.** An expert with too few places keeps the tokens of highest priority. (Mended by deepspeedai/DeepSpeed, pull request
-# 7986.)
+# **C.** An expert with too few places keeps the tokens that score highest for it. (Mended by deepspeedai/DeepSpeed, pull
+# request 7986.)
 
 
 # %%
@@ -298,7 +306,7 @@ def keep_best(logits, chosen, places):
 # %% [markdown]
 # <details><summary>Bug C</summary>
 #
-# Who didn't ask for an expert has the priority 0 there. Logits may be negative. Then those who never asked rank above those
+# A token that didn't ask for an expert scores 0 there. Logits may be negative. Then those who never asked rank above those
 # who did, and tokens are dropped from an expert that is half empty. Probabilities are positive: with them it works.
 #
 # </details>
@@ -318,8 +326,8 @@ print(
 )
 
 # %% [markdown]
-# The whole museum. Its checks are silent for the right code, and complain of the other. Take the list as questions to ask of
-# any code that you are about to trust.
+# Now the whole museum. Each check is silent for the right code, and complains of the other. Take the list as questions to ask
+# of any code that you are about to trust.
 
 # %%
 for exhibit in MUSEUM:
@@ -332,13 +340,12 @@ for exhibit in MUSEUM:
 # %% [markdown]
 # ## Exercises
 #
-# Four more exhibits. Each shows the public code, with its bug; write it without. The wrong answers that the checkers know
-# are the published ones.
+# Three more exhibits, and a coefficient to translate. Replace each `...` and run the cell, then the one below it.
 #
 # ### 1 · Padding
 #
 # Short texts are filled up to the length of the longest, and `mask` (N,) is False on what was filled in. In
-# huggingface/transformers (issue 28505) it was counted like text: `f` was the share of *all* choices, `P` the mean over *all*
+# huggingface/transformers (issue 28505) it was counted like text: $f$ was the share of *all* choices, $P$ the mean over *all*
 # tokens. Write (1) for the real tokens only.
 #
 # <details><summary>Hint</summary>
@@ -410,79 +417,49 @@ wishes = np.argsort(-scores, 1)[:, :2]
 check_exercise(1, balance_of_text, scores, wishes, like=ops.load_balance, mask=np.arange(8) < 5)
 
 # %% [markdown]
-# ### 2 · One choice
+# ### 2 · A coefficient, translated
 #
-# Weights are divided by their sum, so that they add up to 1. With a single choice that is $p/p = 1$, and the router learns
-# nothing (davidmrau/mixture-of-experts, issue 27; jingyaogong/minimind, issue 858). Return the probability $p$ of the best
-# expert (N,), and its gradient.
+# A paper gives a coefficient for the loss as tinymoe has it: $f$ divided by $K$, mean over $M$ layers. Your program may leave
+# out $K$ (`divided` is False), and it may add up the layers (`summed` is True). Return the coefficient with which its loss
+# pulls exactly as hard. The checker measures it on a batch.
 #
 # <details><summary>Hint</summary>
 #
-# Put `dy` where the best expert stands, in an array of zeros with the shape of `p`, and let `softmax_back` do the rest.
+# By what factor is your program's loss larger than that of the paper? Each switch has a factor of its own.
 #
 # </details>
 
 
 # %% tags=["exercise"]
-def single_choice(logits):
-    p, softmax_back = ops.softmax(logits)
-    rows, best = np.arange(len(p)), logits.argmax(1)
-    y = ...
-
-    def backward(dy):
-        dp = np.zeros_like(p)
-        dp[rows, best] = ...
-        return softmax_back(dp)
-
-    return y, backward
+def translated(coefficient, K, M, divided, summed):
+    return ...
 
 
 # %% tags=["solution"]
-def single_choice(logits):
-    p, softmax_back = ops.softmax(logits)
-    rows, best = np.arange(len(p)), logits.argmax(1)
-    y = p[rows, best]
-
-    def backward(dy):
-        dp = np.zeros_like(p)
-        dp[rows, best] = dy
-        return softmax_back(dp)
-
-    return y, backward
+def translated(coefficient, K, M, divided, summed):
+    return coefficient / (1 if divided else K) / (M if summed else 1)
 
 
 # %% tags=["wrong"]
-def single_choice(logits):
-    p, _ = ops.softmax(logits)
-    best = p.max(1)
-    y = best / best  # as published
-
-    def backward(dy):
-        return (np.zeros_like(p),)
-
-    return y, backward
+def translated(coefficient, K, M, divided, summed):
+    return coefficient * (1 if divided else K) * (M if summed else 1)  # the wrong way round
 
 
 # %% tags=["wrong"]
-def single_choice(logits):
-    p, _ = ops.softmax(logits)
-    rows, best = np.arange(len(p)), logits.argmax(1)
-    y = p[rows, best]
-
-    def backward(dy):
-        dlogits = np.zeros_like(p)
-        dlogits[rows, best] = dy * y * (1 - y)  # the other logits lower p, too
-        return (dlogits,)
-
-    return y, backward
+def translated(coefficient, K, M, divided, summed):
+    return coefficient / (M if summed else 1)  # forgets that f adds up to K
 
 
 # %% tags=["check"]
-def best_probability(logits):
-    return ops.top_k_gate(logits, 1, renormalize=False)[0][0][:, 0], None
+def measured(coefficient, K, M, divided, summed):
+    z = np.random.default_rng(3).standard_normal((M, 12, 6))
+    chosen = np.argsort(-z, -1)[..., :K]
+    yours = BalanceConvention(divided=divided, layers="sum" if summed else "mean")
+    return coefficient * balance_loss(z, chosen)[0] / balance_loss(z, chosen, yours)[0]
 
 
-check_exercise(2, single_choice, scores, like=best_probability)
+for switches in ((True, False), (False, False), (True, True), (False, True)):
+    check_exercise(2, translated, 0.01, 2, 3, *switches, like=measured, gradients=False)
 
 # %% [markdown]
 # ### 3 · Groups
@@ -529,7 +506,7 @@ def by_lists(scores, allowed, k):
 
 
 two_groups = np.repeat(np.random.default_rng(2).random((8, 1)) < 0.5, 4, axis=1) ^ (np.arange(4) < 2)
-check_exercise(3, choose_allowed, scores - 0.5, two_groups, 2, like=by_lists, gradients=False)
+check_exercise(3, choose_allowed, scores[:, ::-1] - 0.5, two_groups, 2, like=by_lists, gradients=False)
 
 # %% [markdown]
 # ### 4 · Dropped tokens
@@ -575,7 +552,7 @@ def library_shares(chosen, kept, n_experts):
 
 
 check_exercise(
-    4, wished_shares, np.array([1, 1, 1, 1, 2, 0]), np.arange(6) != 3, 3, like=library_shares, gradients=False
+    4, wished_shares, np.array([1, 1, 1, 1, 2, 0]), np.arange(6) != 3, 4, like=library_shares, gradients=False
 )
 
 # %% [markdown]

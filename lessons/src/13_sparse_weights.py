@@ -18,12 +18,14 @@
 #       mask: [掩码, "an array of zeros and ones that says which weights may differ from zero"]
 #       sparse initialisation: [稀疏初始化, "starting with most weights at zero and the rest scaled up"]
 #       variance: [方差, "the mean square of the distance from the mean"]
+#       standard deviation: [标准差, "the square root of the variance: a typical distance from the mean"]
 #       pruning: [剪枝, "setting the least important weights to zero"]
 #       sparse regularisation: [稀疏正则化, "a penalty on weights that favours zeros, such as the sum of sizes"]
 #       subgradient: [次梯度, "a slope chosen at a kink, where there is no single one"]
 #       proximal step: [近端步, "a step that minimises a penalty exactly, near the present point"]
 #       soft threshold: [软阈值, "taking a fixed amount off the size of each number, down to zero"]
 #       sparse decomposition: [稀疏分解, "writing a matrix as a sparse one plus a simple dense one"]
+#       singular value decomposition: [奇异值分解, "a matrix as a sum of columns times rows, the largest first"]
 #       low rank: [低秩, "said of a matrix that is a product of two narrow ones"]
 #       iterative hard thresholding: [迭代硬阈值, "gradient steps, after each of which only the largest weights are kept"]
 # ---
@@ -100,7 +102,8 @@ print("weights that are exactly zero:", np.count_nonzero(dense == 0), "of", n_in
 # the loss and $\eta$ the learning rate. Six ways:
 #
 # **Sparse initialisation** (稀疏初始化): most weights are zero from the start. Then fewer terms are added up, so each must be
-# larger. With $n$ inputs and weights of deviation $\sigma$, the output keeps its **variance** (方差) if
+# larger. With $n$ inputs and weights of **standard deviation** (标准差) $\sigma$, the output keeps its **variance** (方差) if,
+# with $E[x^2]$ for the mean of $x^2$,
 #
 # $$\operatorname{Var}(y) = n\,\rho\,\sigma_\text{sparse}^2\, E[x^2] = n\,\sigma^2 E[x^2]
 # \quad\Rightarrow\quad \sigma_\text{sparse} = \sigma / \sqrt\rho \tag{1}$$
@@ -132,16 +135,18 @@ print("weights that are exactly zero:", np.count_nonzero(dense == 0), "of", n_in
 # $$\text{drop the active places of smallest } |w_i|, \qquad \text{grow as many inactive ones, of largest } |g_i|,
 # \text{ beginning at } 0 \tag{7}$$
 #
-# **Sparse decomposition** (稀疏分解): a matrix as a sparse part plus one of **low rank** (低秩), a product of thin matrices:
+# **Sparse decomposition** (稀疏分解): a matrix as a sparse part plus one of **low rank** (低秩), a product $UV$ of thin
+# matrices, $r$ columns times $r$ rows. A **singular value decomposition** (奇异值分解) writes a matrix as a sum of such
+# columns times rows, the largest first. The first $r$ of them are the nearest matrix of rank $r$. Two steps by turns:
 #
 # $$W \approx S + UV, \qquad UV \leftarrow \text{the nearest of rank } r \text{ to } W - S, \qquad
 # S \leftarrow \text{the largest entries of } W - UV \tag{8}$$
 #
 # *Where it stands.* The document 《大语言模型原理基础与前沿：为什么采用稀疏专家模型》, §4, names initialisation,
 # regularisation and decomposition ([S5, S6, S7](DOCUMENTS.md));
-# 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》, §3.3, prunes (S4). Formulas are in the papers above: (2)
-# Han, (3) Mishra, (5) Tibshirani (the threshold), (6) Blumensath & Davies, (7) Evci, (8)
-# Zhou & Tao.
+# 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》, §3.3, prunes ([S4](DOCUMENTS.md)). Neither has a formula. In
+# papers: (2) Han et al. 2015, (3) Mishra et al. 2021, the penalty of (4) and (5) Tibshirani 1996, (6) Blumensath & Davies
+# 2009, (7) Evci et al. 2020, (8) Zhou & Tao 2011.
 
 # %% [markdown]
 # ## By hand
@@ -187,16 +192,18 @@ for v in by_hand:
 # **From the start**, (1). How far do the outputs of a random layer spread?
 
 # %%
-inputs = rng.standard_normal((1000, 256))
-for name, density, scaled in (("dense", 1.0, 1.0), ("sparse, not scaled", 0.05, 0.05), ("sparse, scaled", 0.05, 1.0)):
-    first = sparse_normal(np.random.default_rng(1), (256, 256), density, std=np.sqrt(scaled / 256))
-    print(f"{name:20} density {first.density:.2f}   deviation of the outputs {(inputs @ first).std():.2f}")
-    assert abs((inputs @ first).std() / np.sqrt(scaled) - 1) < 0.05
+inputs, sigma = rng.standard_normal((1000, 256)), 1 / np.sqrt(256)
+for name, density, scale in (("dense", 1, 1), ("sparse", 0.05, 1), ("sparse, scaled by (1)", 0.05, 1 / np.sqrt(0.05))):
+    mask = rng.random((256, 256)) < density
+    outputs = inputs @ (scale * sigma * rng.standard_normal((256, 256)) * mask)
+    print(f"{name:22} density {mask.mean():.2f}   standard deviation of the outputs {outputs.std():.2f}")
+    assert abs(outputs.std() / (scale * np.sqrt(density)) - 1) < 0.05
 
 # %% [markdown]
 # Without the scaling the signal shrinks in each layer, and after a few layers nothing is left of it.
 #
-# **The penalty**, (4) against (5). It is the same penalty, the same strength, the same number of steps.
+# **The penalty**, (4) against (5). It is the same penalty, the same strength $\lambda$, the same number of steps. "True" are
+# weights at the places of the truth.
 
 
 # %%
@@ -224,8 +231,8 @@ assert not (by_subgradient == 0).any() and (by_proximal == 0).sum() > n_inputs /
 # to the loss" gives small weights, and you must still cut; with (5) you get zeros. The price: the penalty also pulls on the
 # large weights.
 #
-# **Cut and move.** Pruning cuts once and trains on. Iterative hard thresholding cuts after every step, and all may come back.
-# A fixed random mask, for comparison, and RigL start from the same random places.
+# **Cut and move.** Pruning cuts once and trains on. Iterative hard thresholding cuts after every step, and every weight may
+# come back. A fixed random mask, for comparison, and RigL start from the same random places.
 
 
 # %%
@@ -240,28 +247,27 @@ print(f"active before: {active}\nactive after:  {moved(by_hand, active, np.array
 
 # %%
 kept, n_steps = 8, 300
-errors = {"dense": [], "pruned at step 100": [], "hard threshold": [], "fixed mask": [], "RigL": []}
-start = largest(np.random.default_rng(3).random(n_inputs), kept)
-weights, masks = {name: np.zeros(n_inputs) for name in errors}, {name: np.ones(n_inputs) for name in errors}
-masks["fixed mask"] = masks["RigL"] = start
+start, everywhere = largest(np.random.default_rng(3).random(n_inputs), kept), np.ones(n_inputs, bool)
+masks = {"dense": everywhere, "pruned at step 100": everywhere, "hard threshold": everywhere}
+masks |= {"fixed mask": start, "RigL": start}
+weights, errors = {name: np.zeros(n_inputs) for name in masks}, {name: [] for name in masks}
 for step in range(1, n_steps + 1):
     for name, w in weights.items():
-        g = gradient(w)
-        w = (w - rate * g) * masks[name]
-        if name == "hard threshold" or (name[:6] == "pruned" and step == 100):
-            mask = largest(np.abs(w), kept)
-            w, masks[name] = w * mask, mask if name[:6] == "pruned" else masks[name]
-        if name == "RigL" and step % 20 == 0 and step <= 0.75 * n_steps:
+        w = (w - rate * gradient(w)) * masks[name]
+        if name == "hard threshold":
+            w = w * largest(np.abs(w), kept)
+        elif name == "pruned at step 100" and step == 100:
+            masks[name] = largest(np.abs(w), kept)
+        elif name == "RigL" and step % 20 == 0 and step <= 0.75 * n_steps:  # in the last quarter it only trains
             masks[name] = moved(w, masks[name], gradient(w), 2)
-            w = w * masks[name]
-        weights[name] = w
-        errors[name].append(test_error(w))
+        weights[name] = w * masks[name]
+        errors[name].append(test_error(weights[name]))
 
 # %%
 figure, axes = new_figure(height=3.8)
-for (name, curve), style in zip(errors.items(), ("k:", "k-", "--", "-.", "-"), strict=True):
-    colour = {} if style[0] == "k" else {"color": {"--": "#b2182b", "-.": "0.6", "-": "#4393c3"}[style]}
-    axes.semilogy(range(1, n_steps + 1), curve, style, label=name, **colour)
+colours, styles = ("k", "k", "#b2182b", "0.6", "#4393c3"), (":", "-", "--", "-.", "-")
+for (name, curve), colour, style in zip(errors.items(), colours, styles, strict=True):
+    axes.semilogy(range(1, n_steps + 1), curve, color=colour, linestyle=style, label=name)
 axes.set(xlabel="step", ylabel="test error", ylim=(0.02, 100))
 axes.legend(ncols=3, loc="upper right")
 show(figure, alt="Test error against step: the fixed mask stays high; pruning, thresholding and RigL end below dense.")
@@ -271,7 +277,8 @@ for name, w in weights.items():
 # %% [markdown]
 # A fixed mask is as good as its luck: what it left out can't be learnt. RigL starts at the same places, and every move
 # bends its curve. In the end it stands at the true ones, because the gradient of an absent weight says how much it is
-# missed. (We move two places each time. Evci et al. move a share that falls to zero, and so does the library.)
+# missed. The teeth: two of its eight places are spare. What grows there learns the noise, until the next move drops it. (We
+# move two places each time. Evci et al. move a share that falls to zero, and so does the library.)
 #
 # Hard thresholding is not always so lucky. With the seed 4 in place of 7, in the cell of the first picture, it stops short of
 # the truth: a new weight has one step to overtake the smallest that is kept, so $\eta |g_i|$ must be larger than that. The
@@ -288,7 +295,7 @@ def split(W, rank, kept, rounds=10):
     S = np.zeros_like(W)
     for _ in range(rounds):
         left, sigma, right = np.linalg.svd(W - S, full_matrices=False)
-        low = (left[:, :rank] * sigma[:rank]) @ right[:rank]
+        low = (left[:, :rank] * sigma[:rank]) @ right[:rank]  # the first terms of the sum
         S = ((W - low).ravel() * largest(np.abs(W - low).ravel(), kept)).reshape(W.shape)
     return S, low
 
@@ -300,7 +307,7 @@ ranks, shares = range(9), np.array([0, 1, 2, 4, 6, 8, 12, 16]) / 100
 error = [[np.linalg.norm(W - sum(split(W, r, round(p * W.size), 5))) for r in ranks] for p in shares]
 error = np.array(error) / np.linalg.norm(W)
 figure, axes = new_figure(height=3.8)
-image = axes.imshow(error, origin="lower", aspect="auto", norm="log")
+image = axes.imshow(error, origin="lower", aspect="auto", norm="log", cmap="cividis")
 axes.grid(False)
 axes.set(xlabel="rank of U V", ylabel="entries of S, share of all", yticks=range(len(shares)))
 axes.set_yticklabels([f"{p:.0%}" for p in shares])
@@ -313,14 +320,19 @@ show(figure, alt="Error as a map: it falls steeply up to rank 3 and 4 percent of
 
 # %% [markdown]
 # ## The same in tinymoe
+#
+# The library changes an array of weights in place, after the optimiser's step. `{}` stands for an optimiser without memory.
 
 # %%
+first = sparse_normal(np.random.default_rng(1), (256, 256), 0.05, std=1 / np.sqrt(256))
+assert abs((inputs @ first).std() - 1) < 0.05  # (1)
+
 w, matrix = np.random.default_rng(4).standard_normal((2, 8, 8))
 assert np.array_equal(magnitude_mask(w, 0.5).ravel(), largest(np.abs(w).ravel(), 32))  # (2)
 assert np.array_equal(prune_n_m(w, 2, 4).ravel(), two_of_four(w))  # (3)
 
 stepped = w.copy()
-constrain(stepped, {}, Settings(sparsity="l1-proximal", l1=0.5), step=1, lr=0.3)  # no memory: as for SGD
+constrain(stepped, {}, Settings(sparsity="l1-proximal", l1=0.5), step=1, lr=0.3)
 assert np.allclose(stepped, soft(w, 0.3 * 0.5), rtol=1e-12)  # (5)
 
 cut, slope = w.copy(), matrix.copy()
@@ -334,9 +346,11 @@ revised, slots = w * mask, {"mask": mask.copy()}
 drop_and_grow(revised, matrix, slots, share=0.25)  # a quarter of the 16 active
 assert np.array_equal(slots["mask"].ravel(), moved(w.ravel(), mask.ravel(), matrix.ravel(), 4))  # (7)
 
+# %%
 S, low = split(W, 3, round(0.04 * W.size))
 theirs = sparse_plus_low_rank(W, 3, 1 - 0.04, iterations=10)
 assert np.allclose(theirs.sparse.to_dense(), S, atol=1e-8) and np.allclose(theirs.left @ theirs.right, low, atol=1e-8)
+assert (np.diff(theirs.errors) <= 0).all()
 print(f"error after each round, (8): {theirs.errors[0]:.4f} … {theirs.errors[-1]:.4f}, never rising")
 print(theirs.sparse, f"\nall parts: {theirs.nbytes} bytes of {W.nbytes}")
 
@@ -348,9 +362,9 @@ print(theirs.sparse, f"\nall parts: {theirs.nbytes} bytes of {W.nbytes}")
 #
 # $$dX = dY\,(W \circ M)^\top, \qquad dW = (X^\top dY) \circ M \tag{9}$$
 #
-# A masked weight has no gradient, so it stays: this is what §6.4 of the first document means by weights that are trained
-# and stay sparse ([S9](DOCUMENTS.md)). RigL needs the one *before* the mask, $X^\top dY$. Stored as CSR the layer is
-# `sparse_linear` of lesson 4: what the mask hides isn't there.
+# A masked weight has no gradient, so it stays: this is what §6.4 of 《大语言模型原理基础与前沿：为什么采用稀疏专家模型》
+# means by weights that are trained and stay sparse ([S9](DOCUMENTS.md)). RigL needs the one *before* the mask,
+# $X^\top dY$. Stored as CSR the layer is `sparse_linear` of lesson 4: what the mask hides isn't there.
 
 
 # %%
@@ -397,10 +411,9 @@ assert printed_sparse_matrix(one, 0.5) == printed_sparse_matrix(other, 0.5)
 # It keeps the values and throws their columns away, so nobody can rebuild the matrix, let alone multiply by it. And
 # `sparsity_level` is never used: it removes only what is zero already.
 #
-# **"Sparse gradient descent"** ([S8](DOCUMENTS.md)). The untitled document that calls sparse
-# experts a new view (全新的视角), §3, wants sparse weights from an algorithm it
-# abbreviates SGD. The S of SGD is *stochastic* (随机): the batch is drawn at random. It makes nothing sparse, as the first
-# picture has shown. What was wanted is (6).
+# **"Sparse gradient descent"** ([S8](DOCUMENTS.md)). The untitled document that calls sparse experts a new view (全新的视角),
+# §3, wants sparse weights from an algorithm it abbreviates SGD. The S of SGD is *stochastic* (随机): the batch is drawn at
+# random. That makes no weight zero, no more than the descent of the first picture. What was wanted is (6).
 
 # %% [markdown]
 # ## Spot the bug
