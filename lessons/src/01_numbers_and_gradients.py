@@ -54,8 +54,8 @@ from tinymoe.gradcheck import check_gradients
 #
 # $$p = \frac{1}{1 + e^{-wx}}$$
 #
-# The right answer is "yes". The **loss** (损失) says how bad the model is: $L = -\ln p$. It is 0 if the model is certain
-# and right, and grows without bound as $p$ goes to 0.
+# The right answer is "yes". The **loss** (损失) says how bad the model is: $L = -\ln p$, in nats, the unit of $\ln$. It is
+# 0 if the model is certain and right, and grows without bound as $p$ goes to 0.
 #
 # Training asks one question of every weight: if I make you a little larger, does the loss go up or down, and how fast? The
 # answer is the **slope** (斜率) of the curve below.
@@ -77,7 +77,7 @@ axes.plot(grid, loss(grid), label="loss L(w)")
 axes.plot(grid, loss(w) + slope_of_loss(w) * (grid - w), label="tangent: the slope we want")
 axes.plot(grid, loss(w) + (loss(w + wide) - loss(w)) / wide * (grid - w), label="line through two points of the curve")
 axes.plot([w, w + wide], [loss(w), loss(w + wide)], "ko")
-axes.set(xlabel="weight w", ylabel="loss L", ylim=(-0.6, 4.2))
+axes.set(xlabel="weight w", ylabel="loss in nats", ylim=(-0.6, 4.2))
 axes.legend()
 show(
     figure,
@@ -138,8 +138,8 @@ show(
 # %% [markdown]
 # ## Code
 #
-# Each formula is one line; Python writes $i$ as `1j`. The cell repeats the numbers from paper, and then measures the slope of
-# $e^w$ at 0, where every derivative is 1, to see whether the errors are those of (2), (3) and (4).
+# Each formula is one line; Python writes $i$ as `1j`. First the example from paper, then the slope of $e^w$ at 0, where every
+# derivative is 1: are the errors those of (2), (3) and (4)?
 
 
 # %%
@@ -218,7 +218,7 @@ def numerical_gradient(f, w, h=1e-5):
 
 x = np.array([2.0, -1.0, 0.5])  # now the model reads three numbers
 w = np.array([0.3, 0.8, -0.4])  # and has three weights
-print(numerical_gradient(lambda w: loss(w @ x, 1.0), w))  # loss(s, 1.0) is ln(1 + exp(-s)), with s = w @ x
+print(numerical_gradient(lambda w: loss(w @ x, 1.0), w))  # x = 1 leaves ln(1 + exp(-s))
 
 # %% [markdown]
 # Two values of the loss for every weight: a model with a million weights would have to read its text two million times, for
@@ -239,8 +239,8 @@ print(numerical_gradient(lambda w: loss(w @ x, 1.0), w))  # loss(s, 1.0) is ln(1
 # the message on, from the result to the inputs. If `y` is the loss itself, `dy` is 1.
 #
 # Our loss is in the library as `cross_entropy`. It takes a row of scores, one for each possible answer, and the index of
-# the right one. The probability of an answer is $e$ to its score, divided by the sum of these for all answers. So with
-# $s = w \cdot x$ for "yes" and 0 for "no", $p = e^s / (e^s + 1)$, which is our $p$.
+# the right one. An answer's probability is $e$ to its score, divided by the sum of these over all answers: softmax. With the
+# scores $s = w \cdot x$ for "yes" and 0 for "no", that is $e^s / (e^s + 1)$, our $p$.
 
 # %%
 scores, right_answer = np.array([[w @ x, 0.0]]), np.array([0])
@@ -254,8 +254,8 @@ assert np.isclose(complex_step(lambda s: loss(s, 1.0), w @ x, 1e-20), dscores[0,
 
 # %% [markdown]
 # The library also has the **gradient check** (梯度检验). It compares what `backward` returns with slopes measured on the
-# forward pass, along random directions of every input. `central` uses (3), at two steps at once; `complex` uses (4). It also
-# tries other `dy`: if it says "not linear in dy", `backward` may have forgotten to multiply by `dy`.
+# forward pass, along random directions of every input. `central` uses (3), at two steps at once; `complex` uses (4). If it
+# says "not linear in dy", `backward` may have forgotten to multiply by `dy`.
 
 # %%
 print(check_gradients(ops.cross_entropy, scores, right_answer))
@@ -361,8 +361,8 @@ def loss_with_penalty(x, w, strength=0.1):
 # <details><summary>The bug</summary>
 #
 # The penalty is in `y`, so it is logged; it is not in `backward`, so no weight ever hears of it. The loss looks right because
-# it *is* right. In the library, the function that should have attached the gradient
-# returned a new array, and its caller went on with the old one. The backward pass must return `dw + dy * strength * w`.
+# it *is* right. In the library, the function that should have attached the gradient returned a new array, and its caller went
+# on with the old one. The backward pass must return `dw + dy * strength * w`.
 #
 # </details>
 
@@ -555,13 +555,12 @@ check_exercise(3, logistic, np.random.default_rng(2).standard_normal((3, 4)), li
 # %% [markdown]
 # ### 4 · Open to the complex step
 #
-# $y = |x|$, the distance from 0, and its backward pass. The checker now measures with the complex step, and `np.abs` of a
-# complex number is its length, a real number: the imaginary part, which carries the slope, is lost. Decide on the real
-# part, compute with the whole number.
+# $y = |x|$ and its backward pass. The checker now measures with the complex step, and `np.abs` of a complex number is real:
+# the imaginary part, which carries the slope, is lost. Decide on the real part, compute with the whole number.
 #
 # <details><summary>Hint</summary>
 #
-# `x.real` works for floats and for complex numbers, and `np.sign` of it is 1 or -1. $|x|$ is $x$ times that.
+# `x.real` works for floats and for complex numbers, and `np.sign` of a float is 1, -1 or 0.
 #
 # </details>
 

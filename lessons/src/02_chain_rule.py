@@ -312,9 +312,8 @@ def library_network(x, W1, b1, W2, b2, *, targets):
     loss, loss_back = ops.cross_entropy(s, targets)
 
     def backward(dloss):
-        (ds,) = loss_back(dloss)
-        dh, *dsecond = second_back(ds)
-        return *first_back(*relu_back(dh)), *dsecond  # relu_back gives a tuple of one; its `*` takes it out
+        dh, *dsecond = second_back(*loss_back(dloss))  # loss_back gives a tuple of one; `*` takes it out
+        return *first_back(*relu_back(dh)), *dsecond
 
     return loss, backward
 
