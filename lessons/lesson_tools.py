@@ -16,10 +16,13 @@ import numpy as np
 from cycler import cycler
 from IPython.display import Image, display
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 
 from tinymoe.gradcheck import InputReport, check_gradients
 
 __all__ = ["check_exercise", "new_figure", "show"]
+
+threadpool_limits(1)  # of BLAS: the products of lessons are small, and two threads would wait for each other
 
 STYLE: Any = {
     "axes.prop_cycle": cycler(color=["#000000", "#b2182b", "#4393c3", "#8c8c8c"], linestyle=["-", "--", "-.", ":"]),
@@ -28,8 +31,6 @@ STYLE: Any = {
     "axes.spines.top": False,
     "grid.color": "0.9",
     "font.size": 10,
-    "image.cmap": "cividis",  # from dark to light: the same order in colour and in grey
-    "image.interpolation": "nearest",
     "lines.linewidth": 1.6,
 }
 
@@ -114,7 +115,8 @@ def difference(name: str, found: Any, expected: Any, tolerance: float) -> str:
         return ""
     index = tuple(np.argwhere(differs)[0].tolist())
     at = f" at {list(index)}" if index else ""
-    return f"{name}{at} is {a[index]:.6g}; expected {b[index]:.6g}"
+    digits = 6 if f"{a[index]:.6g}" != f"{b[index]:.6g}" else 15
+    return f"{name}{at} is {a[index]:.{digits}g}; expected {b[index]:.{digits}g}"
 
 
 def unfinished(value: Any) -> bool:

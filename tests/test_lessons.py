@@ -370,6 +370,8 @@ def test_the_checker_says_what_is_the_matter(function, said, capsys):
         ([[1.0, 2.0], [3.0, 5.0]], np.array([[1.0, 2.0], [3.0, 4.0]]), "the result at [1, 1] is 5; expected 4"),
         (1.0 + 1e-12, 1.0, "[ok]"),
         (1.1, 1.0, "the result is 1.1; expected 1"),
+        (1.000001, 1.0, "the result is 1.000001; expected 1"),
+        (1.0000002, 1.0, "the result is 1.0000002; expected 1"),
         (np.array([np.nan, np.inf]), np.array([np.nan, np.inf]), "[ok]"),
         (np.array([0.0, np.nan]), np.array([0.0, 1.0]), "the result at [1] is nan; expected 1"),
         (np.array([0.0, -np.inf]), np.array([0.0, np.inf]), "the result at [1] is -inf; expected inf"),
