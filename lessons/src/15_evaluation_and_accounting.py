@@ -7,7 +7,6 @@
 #     code:
 #       - tinymoe/evaluate.py
 #       - tinymoe/accounting.py
-#       - tinymoe/bench.py
 #       - tinymoe/all_reduce.py
 #       - tinymoe/dispatchers.py
 #       - tinymoe/search.py
@@ -20,7 +19,7 @@
 #     terms:
 #       perplexity: [困惑度, "how many equally likely tokens would be as hard to guess"]
 #       bits per byte: [每字节比特数, "the loss of a text in bits, divided by its bytes"]
-#       accuracy: [准确率, "the share of tokens that the model thought the most likely"]
+#       accuracy: [准确率, "the share of predictions whose first guess is right"]
 #       standard error: [标准误, "how far a mean of a sample typically lies from the true mean"]
 #       generalisation: [泛化能力, "how well a model does on text that it was not trained on"]
 #       active parameters: [激活参数, "the parameters that work on one token"]
@@ -51,31 +50,32 @@ from time import perf_counter
 import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
-from tinymoe import accounting, bench, dispatchers, evaluate, ops, search, sparsify
+from tinymoe import accounting, dispatchers, evaluate, ops, search, sparsify
 from tinymoe.all_reduce import ring_all_reduce
-from tinymoe.data import corpora, toy
-from tinymoe.data.windows import evaluation_batches
+from tinymoe.data import corpora
+from tinymoe.data.windows import TrainingWindows, evaluation_batches
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models import language
 from tinymoe.models.parameters import LanguageConfig, initialize
 from tinymoe.recipes import training
 from tinymoe.sampling import generate
 from tinymoe.settings import resolve
-from tinymoe.sparse import magnitude_mask, sparse_normal
+from tinymoe.sparse import magnitude_mask
 from tinymoe.team import Team
 from tinymoe.tree import named, with_leaves
 
 # %% [markdown]
 # ## Picture
 #
-# Two things are called sparse: a layer of which a token visits only some experts, and a matrix that is mostly zeros. Start
-# from a small dense model. The one moves to the right, the other to the left and down.
+# Two things are called sparse: a layer of which a token visits only some experts, and a matrix that is mostly zeros. What
+# does each make of a small dense model?
 
 # %%
 base = resolve({"preset": "quick", "corpus": ("toy",), "layers": 1, "width": 32, "context": 32, "batch_size": 16})
 base = replace(base, lr=6e-3, final_lr=1.0)  # final_lr: the learning rate stays where it is
 SHAPES = {
     "mixture": {"experts": 8, "top_k": 2, "expert_width": 64},
+    # one expert is a dense layer; the first is as wide as the two that a token visits, the second as all eight
     "dense, equal work": {"experts": 1, "top_k": 1, "expert_width": 128, "dense_layers": (0,)},
     "dense, equal size": {"experts": 1, "top_k": 1, "expert_width": 512, "dense_layers": (0,)},
 }
@@ -110,19 +110,20 @@ show(figure, alt="From the small dense model, experts lead right at equal work; 
 # %% [markdown]
 # ## Formula
 #
-# **How good.** The loss $L$ is the mean surprise over $N$ tokens, in nats. The **perplexity** (困惑度) says the same as a
-# number of equally likely choices; **bits per byte** (每字节比特数) compares models with different tokens:
+# **How good.** The loss $L$ is the mean surprise over $N$ tokens, in nats; $p_n$ is the model's probability for the $n$-th.
+# The **perplexity** (困惑度) says the same as a number of equally likely choices; **bits per byte** (每字节比特数) compares
+# models with different tokens:
 #
 # $$L = \frac1N \sum_n -\ln p_n, \qquad \mathrm{PPL} = e^L, \qquad
 # \mathrm{bpb} = \frac{L}{\ln 2} \cdot \frac{\text{tokens}}{\text{bytes}} \tag{1}$$
 #
-# Another text would give another mean. Let $\ell_w$ be the loss of window $w$, with mean $\bar\ell$. The **standard error**
-# (标准误) of the mean over $W$ windows is
+# How far a mean typically lies from the true one is its **standard error** (标准误). For $W$ independent windows, with losses
+# $\ell_w$ and their mean $\bar\ell$, it is
 #
 # $$\mathrm{SE} = \frac{s}{\sqrt W}, \qquad s^2 = \frac{1}{W - 1} \sum_w (\ell_w - \bar\ell)^2 \tag{2}$$
 #
-# To compare two models, put the *difference* $d_w = \ell_w - \ell'_w$ on the same window in place of $\ell_w$. Believe a
-# difference that is more than two of its standard errors.
+# To compare two models, put the *difference* $d_w = \ell'_w - \ell_w$ on the same window in place of $\ell_w$. Believe a mean
+# difference of more than two standard errors.
 #
 # **How big.** $\lambda$ layers of width $D$; $E$ experts, $K$ for each token; an expert has three matrices $D \times F$, so
 # $m = 3DF$. All else is $R$. Total, and **active parameters** (激活参数):
@@ -134,33 +135,33 @@ show(figure, alt="From the small dense model, experts lead right at equal work; 
 #
 # $$2 \left[ \lambda \left( 2D^2 + 2DC + D(T+1) + DE + K(m + D) \right) + DV \right] \tag{4}$$
 #
-# The terms are: projections, keys and values, scores and means over $\frac{T+1}{2}$ positions, router, experts and their
-# weights, head. Training takes three times as much, since backward costs twice the forward.
+# The terms are: queries and outputs, keys and values, scores and means over $\frac{T+1}{2}$ positions on average, router,
+# experts and their weights, head. Training takes three times as much, since backward costs twice the forward.
 #
-# **Bytes.** In **data parallelism** (数据并行) each of $r$ machines has the whole model and $N$ tokens of the batch. Then the
-# gradients must be added up, so that every machine has the sum: an **all-reduce** (全归约). In expert parallelism (lesson
-# 10) the tokens travel instead: there, back, and both again in the backward pass. With $b$ bytes a number, a machine sends
+# **Bytes.** In **data parallelism** (数据并行) each of $r$ machines has the whole model and $N$ tokens of the batch. Every
+# machine needs the sum of all gradients: an **all-reduce** (全归约). In expert parallelism (lesson 10) the tokens travel
+# instead: there, back, and both again in the backward pass. With $b$ bytes a number, a machine sends
 #
 # $$\text{all-reduce: } 2 \left(1 - \tfrac1r\right) b\, E m, \qquad
 # \text{all-to-all: } 4 \left(1 - \tfrac1r\right) b\, N K D \tag{5}$$
 #
 # for the experts of one layer, if the load is even. The two are equal at $N = 3EF / 2K$ tokens per machine.
 #
-# *Where it stands.* 《稀疏专家模型》, §9.5, asks for 准确率, 计算复杂度 and 泛化能力, without a formula ([O1](DOCUMENTS.md)).
-# (4) is after Kaplan et al. 2020, §2.1. The all-reduce of (5) is Patarasuk & Yuan 2009, §3.
+# *Where it stands.* 《稀疏专家模型》, §9.5, asks for accuracy (准确率), complexity (计算复杂度) and generalisation (泛化能力),
+# without a formula ([O1](DOCUMENTS.md)). (4) is after Kaplan et al. 2020, §2.1; the all-reduce, Patarasuk & Yuan 2009, §3.
 
 # %% [markdown]
 # ## By hand
 #
 # - (1): the tokens that came had probabilities $\frac12, \frac14, \frac18, \frac18$: $1 + 2 + 3 + 3 = 9$ bits over 4 bytes,
-#   so 2.25 bits per byte. The perplexity is $2^{2.25} \approx 4.76$. The mean of $1/p$ is $22/4 = 5.5$: something else.
+#   so 2.25 bits per byte. The perplexity is $2^{2.25} \approx 4.76$.
 # - (2): two models on four windows, losses 1.0 1.4 2.0 1.6 and 1.1 1.6 2.1 1.6. Each mean has an error of 0.2, twice their
 #   difference of 0.1. But the differences are 0.1 0.2 0.1 0, with $s = 0.082$ and an error of 0.041: believable.
 # - (3): Mixtral 8x7B has $D = 4096$, $F = 14336$, 32 layers, $E = 8$, $K = 2$, $C = 1024$, $V = 32000$. An expert is
 #   $3 \cdot 4096 \cdot 14336$, about 176 million. Times $8 \cdot 32$: 45.1 billion. The rest is 1.6: 46.7 together. Active are
 #   $2 \cdot 32$ experts, 11.3, and the rest: 12.9. Both are the published numbers.
-# - (5): Mixtral's all-to-all sends less only below $3 \cdot 8 \cdot 14336 / 4 = 86016$ tokens per machine and step.
-#   The layer of this lesson: below $3 \cdot 8 \cdot 64 / 4 = 384$.
+# - (5): Mixtral's all-to-all sends less below $3 \cdot 8 \cdot 14336 / 4 = 86016$ tokens per machine and step, that of this
+#   lesson's layer below $3 \cdot 8 \cdot 64 / 4 = 384$.
 
 
 # %%
@@ -175,7 +176,7 @@ def standard_error(values):  # (2)
 
 p = np.array([1 / 2, 1 / 4, 1 / 8, 1 / 8])
 loss = -np.log(p).mean()
-print(f"(1) {loss / np.log(2):.2f} bits per byte, perplexity {np.exp(loss):.2f}; mean of 1/p {np.mean(1 / p):.2f}")
+print(f"(1) {loss / np.log(2):.2f} bits per byte, perplexity {np.exp(loss):.2f}")
 one, other = np.array([1.0, 1.4, 2.0, 1.6]), np.array([1.1, 1.6, 2.1, 1.6])
 print("(2)", *(f"{standard_error(v):.3f}" for v in (one, other, other - one)))
 print("(3) Mixtral: {:,} parameters, {:,} active".format(*count(4096, 14336, 8, 2, 32, 1024, 32000)))
@@ -208,8 +209,8 @@ with Team(1, {}):
                 window_losses[name].append(training.token_losses(models[name][-1], texts.val, 400).mean(1))
 
 # %% [markdown]
-# To judge one of them, take for each window the mean loss, and the **accuracy** (准确率), the share of tokens that the model
-# thought the most likely.
+# To judge one of them, take for each window the mean loss, and the **accuracy** (准确率), the share of tokens that were the
+# model's first guess.
 
 
 # %%
@@ -226,9 +227,9 @@ def bits_per_byte(logits, targets):  # (1); a token is a byte here
     return y, backward
 
 
-def judge(model, tokens):
+def judge(model, windows):
     losses, hits = [], []
-    for batch in evaluation_batches(tokens, 32, 1, 400):  # 400 windows of 32 bytes, one at a time
+    for batch in windows:  # each of one window
         (logits, _, _), _ = language.forward(*model, batch.ids)
         losses.append(bits_per_byte(logits, batch.targets[0])[0] * np.log(2))
         hits.append((logits.argmax(1) == batch.targets[0]).mean())
@@ -237,15 +238,14 @@ def judge(model, tokens):
 
 # %%
 mixture = models["mixture"][0]
-losses, hits = judge(mixture, texts.val)
+losses, hits = judge(mixture, evaluation_batches(texts.val, 32, 1, 400))  # 400 windows of 32 bytes, one at a time
 tokens = training.token_losses(mixture, texts.val, 400).ravel()
 print(f"loss {losses.mean():.3f} ± {standard_error(losses):.3f} nats, {losses.mean() / np.log(2):.3f} bits per byte")
 print(f"perplexity {np.exp(losses.mean()):.2f}, accuracy {hits.mean():.3f} ± {standard_error(hits):.3f}")
 print(f"if every token were a witness of its own: ± {standard_error(tokens):.3f}")
 
 # %% [markdown]
-# Why windows and not tokens? Neighbours aren't independent: who has understood a line predicts all of it. Tokens as witnesses
-# promise too much.
+# Why windows and not tokens? Neighbours aren't independent: who has understood a line predicts all of it.
 #
 # **How large must a difference be?** Two models on the same windows:
 
@@ -253,15 +253,15 @@ print(f"if every token were a witness of its own: ± {standard_error(tokens):.3f
 pair = window_losses["dense, equal size"][0], window_losses["mixture"][0]
 figure, axes = new_figure(height=2.8)
 axes.plot(*pair, ".", color="0.4", markersize=4)
-axes.plot([0.5, 2.8], [0.5, 2.8], "k-", linewidth=1)
+axes.plot([0.8, 2.7], [0.8, 2.7], "k-", linewidth=1)
 axes.set(xlabel="window's loss, large dense model", ylabel="the same, mixture", aspect="equal")
+axes.set(xticks=[1, 1.5, 2, 2.5], yticks=[1, 1.5, 2, 2.5])
 show(figure, alt="A window that is hard for one model is hard for the other: the dots lie along the diagonal.")
 print("errors of the means:", *(f"{standard_error(values):.4f}" for values in pair), end="; ")
 print(f"of the mean difference: {standard_error(pair[1] - pair[0]):.4f}")
 
 # %% [markdown]
-# A window is hard or easy for both. In the difference that cancels, and its error is several times smaller. Now all seeds,
-# after equally many steps:
+# A window is hard or easy for both. In the difference that cancels. Now all seeds, after equally many steps:
 
 # %%
 gains = {}
@@ -272,39 +272,33 @@ for rival in ("dense, equal work", "dense, equal size"):
     print(f"{'mean over seeds':>27}: {gains[rival].mean():+.3f}±{standard_error(gains[rival]):.3f}")
 
 # %% [markdown]
-# The seeds differ by far more than the errors of the windows. Those are about *two trained models*: would another text say the
-# same? Whether one *kind* of model is better, only more seeds can tell: the second line of each pair. With one seed each, as
-# in many tables, you may prove what you like.
+# The seeds differ by far more than the errors of the windows, which are about *two trained models*. Whether one *kind* of model
+# is better, only more seeds can tell: the second line of each pair. With one seed, as in many tables, you may prove what
+# you like.
 #
-# **Generalisation** (泛化能力) is how well a model does on what it hasn't seen. We need a bad example: the same mixture trained
-# on the first 3,000 bytes only, again and again; and text of another kind, the documentation of Python.
+# **Generalisation** (泛化能力) is how well a model does on what it hasn't seen. We need a bad example, the same mixture trained
+# on 3,000 bytes again and again, and text of another kind, the documentation of Python.
 
 # %%
 with Team(1, {}):
     run = replace(base, **SHAPES["mixture"])
     crammer = training.start(training.new_model(run.model, 0), run)
     training.advance(crammer, run.model, run, texts.train[:3000], 240)
+order = TrainingWindows(texts.train, 32, 0)  # of the windows in the training of seed 0, 16 a step
+read = [order.batch(n, 1) for n in range(1, 120 * 16, 5)]  # every fifth of those that the mixture has read
 other_kind = np.frombuffer(corpora.load("pydoc").text.encode(), np.uint8)
 print(f"{'':24} {'own training':>13} {'validation':>13} {'Python docs':>13}")
 for name, model, own in [
-    ("has read much once", mixture, texts.train[: 120 * 16 * 32]),
-    ("has read little often", training.Model(crammer.params, run.model), texts.train[:3000]),
+    ("has read much once", mixture, read),
+    ("has read little often", training.Model(crammer.params, run.model), evaluation_batches(texts.train[:3000], 32, 1)),
 ]:
-    judged = [judge(model, text)[0] for text in (own, texts.val, other_kind)]
+    new = [evaluation_batches(text, 32, 1, 400) for text in (texts.val, other_kind)]
+    judged = [judge(model, windows)[0] for windows in (own, *new)]
     print(f"{name:24}", *(f"{j.mean():7.2f} ± {standard_error(j):.2f}" for j in judged))
 
-# %%
-fresh = toy.generate(400 * 32 + 1, np.random.default_rng(5))
-per_token = training.token_losses(mixture, np.frombuffer(fresh.text.encode(), np.uint8)).ravel()
-dialect = fresh.domains[1 : len(per_token) + 1]
-by_dialect = np.bincount(dialect, per_token) / np.bincount(dialect)
-for name, loss, least in zip(fresh.names, by_dialect, toy.entropy_by_dialect().values(), strict=True):
-    print(f"{name:9} {loss:.2f} nats per byte; the source itself, used as the model: {least:.2f}")
-
 # %% [markdown]
-# Validation less training is the gap. Who has read each byte once has none to speak of; who has read little often knows it by
-# heart. On text of another kind both fail. And one mean hides much: words written backwards are far from the floor, brackets
-# near it.
+# Validation less training is the gap. Who has read each byte once has none to speak of; who has read little often knows much of
+# it by heart. On text of another kind both fail.
 #
 # **How big.** Count by walking: one token goes through the arrays of a model and pays for each product.
 
@@ -332,8 +326,8 @@ for name in SHAPES:
     print(f"{name:18} {sizes[name]:7,} parameters, {active:7,.0f} active, {work:9,.0f} operations per token")
 
 # %% [markdown]
-# **How fast.** Three rules. Let each run once before you count, since a first call fetches code and memory: the warm-up. Take
-# turns. Report the median: one disturbed run hardly moves it.
+# **How fast.** Let each run once before you count, as a warm-up. Take turns. Report the median: one disturbed run hardly
+# moves it.
 
 
 # %%
@@ -357,9 +351,8 @@ ratio = step_time["mixture"] / step_time["dense, equal work"]
 print(f"equal work per token, yet the mixture's step takes {ratio:.2f} times as long")
 
 # %% [markdown]
-# Least and most show what a single run can say. The operations are equal, the times aren't: sorting and gathering count no
-# operation but take time, and eight small products run slower than one large one. So what does the mixture win? It
-# depends on what you hold equal:
+# The operations are equal, the times aren't: sorting and gathering count no operation, and eight small products run slower
+# than one large one. What the mixture wins depends on what you hold equal:
 
 # %%
 figure, (left, right) = new_figure(1, 2, height=2.9, sharey=True)
@@ -371,48 +364,24 @@ for name, shade in zip(SHAPES, ("0", "0.35", "0.55"), strict=True):
 left.set(xlabel="step", ylabel="validation loss, mean of seeds")
 right.set(xlabel="seconds of training on this machine")
 left.legend()
-show(figure, alt="By steps the mixture comes down to the large dense model; by seconds it lies between the dense ones.")
+show(figure, alt="By steps the mixture comes down to the large dense model; by seconds the small dense model leads.")
 
 affordable = min(120 * ratio, 200)  # steps of the small dense model in the mixture's time
-longer = [
-    np.interp(affordable, range(20, 201, 20), curve) for curve in np.reshape(curves["dense, equal work"], (4, -1))
-]
+small = np.reshape(curves["dense, equal work"], (4, -1))
+longer = [np.interp(affordable, range(20, 201, 20), curve) for curve in small]
 gains["equal time"] = np.reshape(curves["mixture"], (4, -1))[:, -1] - longer
 for name, gain in gains.items():
     print(f"{name:18} {gain.mean():+.3f}±{standard_error(gain):.3f}")
 print(f"equal time is {affordable:.0f} steps of the small dense model")
 
 # %% [markdown]
-# Below 0 the mixture is better. When we ran it, it won at equal work, it drew at equal size with under half of the operations,
-# and it *lost* at equal time: the dense model used the time for more steps. A [longer study](../docs/accounting.md) on real
-# text came to much the same. What survives of the advantage depends on what routing costs on your machine.
+# Below 0 the mixture is better. When we ran it, it won at equal work, drew at equal size with under half of the operations,
+# and *lost* at equal time: the dense model used the time for more steps. A [longer study](../docs/accounting.md) on real
+# text came to much the same.
 #
-# **Zeros against the clock.** A product with a CSR matrix (lesson 4) skips zeros, but must look up where the others stand.
-# Below which density does that pay?
-
-# %%
-densities, won = [0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32], []
-x = np.random.default_rng(0).standard_normal((1024, 64)).astype(np.float32)
-with Team(1, {}):
-    for density in densities:
-        csr = sparse_normal(np.random.default_rng(1), (1024, 1024), density, 1.0)
-        filled = csr.to_dense()
-        by_csr, by_dense = in_turns([lambda a=csr: a @ x, lambda a=filled: a @ x])
-        won.append(np.median(by_dense / by_csr))
-figure, axes = new_figure(height=2.5)
-axes.loglog(100 * np.array(densities), won, "ko-")
-axes.axhline(1, color="0.5", linestyle=":")
-axes.set(xlabel="density, % of places stored", ylabel="dense time / sparse time")
-axes.set_xticks(100 * np.array(densities), ["0.5", "1", "2", "4", "8", "16", "32"])
-axes.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
-axes.minorticks_off()
-show(figure, alt="Above 1 the sparse product is faster: so it is at low densities, and no longer at high ones.")
-cross = bench.crossover(densities, won)
-print("the two are equal at", "none of these densities" if cross is None else f"a density of {cross:.1%}")
-
-# %% [markdown]
-# And a whole pruned model? This mixture is larger, and untrained, which changes nothing about size and speed. It writes four
-# bytes, with the zeros filled in, and as CSR, as `python -m tinymoe.generate --csr` does.
+# **Zeros against the clock.** A product with a CSR matrix skips zeros, but must look up where the others stand. In lesson 4
+# that paid at low densities only. And in a whole pruned model? This mixture is larger, and untrained, which doesn't
+# matter here. It writes four bytes, with the zeros filled in, and as CSR, as `python -m tinymoe.generate --csr` does.
 
 # %%
 shape = LanguageConfig(layers=2, heads=2, kv_heads=2, experts=8, expert_width=192, tied=False)
@@ -436,12 +405,12 @@ with Team(1, {}):
         print(f"{level:.0%} zeros: {pruned[level][0]:6.1%} of the bytes, {pruned[level][1]:.1f} times as long to write")
 
 # %% [markdown]
-# Half zeros save no byte, since an index costs as much as a number. 90 % save most of the bytes. Time is another matter: an
-# expert gets only a few rows here, and the looking up isn't shared among many.
+# Half zeros save no byte, since an index costs as much as a number. 90 % save most of the bytes, but no time: an expert
+# gets only a few rows here, and they pay for all the looking up.
 #
-# **Bytes between machines.** The all-reduce as a ring: cut each array into as many blocks as there are workers. In each step,
-# every worker sends one block to the next. At first the next one *adds* it to its own. After $r - 1$ steps each worker has
-# one finished block; in $r - 1$ more, these go round.
+# **Bytes between machines.** The all-reduce as a ring: cut each array into $r$ blocks. In each step, every worker sends one to
+# the next, which at first *adds* it to its own. After $r - 1$ steps each worker has one finished block; in $r - 1$ more,
+# these go round.
 
 
 # %%
@@ -466,6 +435,7 @@ def travelling(choices, experts, ranks):  # rows that must leave their machine, 
     return leaving
 
 
+# sums and bytes sent: by (5), 2 (1 − 1/3) · 8 · 3
 print(*ring([np.array([1.0, 2, 3]), np.array([10.0, 20, 30]), np.array([100.0, 200, 300])]), sep="\n")
 
 # %%
@@ -485,17 +455,16 @@ axes.plot(counts, formula / 1e3, color="0.5", label="all-to-all, by (5)")
 axes.plot(counts, np.array(counted) / 1e3, "ko", label="all-to-all, counted")
 axes.set(xlabel="tokens per machine and step", ylabel="kB sent by a machine", ylim=(0, 700))
 axes.legend()
-show(
-    figure, alt="The all-reduce is a level line; the all-to-all rises with the tokens, and the two cross at 384 tokens."
-)
+show(figure, alt="The all-reduce is a level line; the all-to-all rises with the tokens and crosses it at 384.")
 
 # %% [markdown]
-# Gradients cost the same for any number of tokens. Large batches favour the all-reduce, large experts the all-to-all.
+# Large batches favour the all-reduce, large experts the all-to-all.
 #
-# **Which shape?** **Architecture search** (神经架构搜索) by **successive halving** (逐次减半): train all candidates for a few
-# steps, drop the worse half, train the rest to twice as many, and so on. Here all have $K \cdot F = 128$, so nearly equal work
-# per token. What is left to weigh is size against loss. The **Pareto front** (帕累托前沿) holds the candidates that nobody
-# beats: none other is at most as large and at most as bad, and better in one of the two.
+# **Which shape?** The documents name **architecture search** (神经架构搜索) as a trend ([O3](DOCUMENTS.md)). One way is
+# **successive halving** (逐次减半; Jamieson & Talwalkar 2016): train all candidates for a few steps, drop the worse half, train
+# the rest to twice as many, and so on. Here all have $K \cdot F = 128$, so nearly equal work per token. Left to weigh is size
+# against loss. The **Pareto front** (帕累托前沿) holds the candidates that nobody beats: none other is at most as large and at
+# most as bad, and better in one of the two.
 
 # %%
 with Team(1, {}):
@@ -520,7 +489,7 @@ for r in results[-2:]:
     print(f"after {r.steps} steps: {r.loss:.3f}, {r.shape}")
 
 # %% [markdown]
-# But you know by now what one seed is worth: the few hundredths on the left that decide who goes on may well be luck.
+# But you know what one seed is worth: the few hundredths on the left that decide who goes on may well be luck.
 
 # %% [markdown]
 # ## The same in tinymoe
@@ -550,7 +519,7 @@ sent_rows = dispatchers.exchanged_bytes(choices, 8, 1, ranks=ranks).sum(1)  # wi
 assert np.array_equal(sent_rows, travelling(choices, 8, ranks))
 
 # %% [markdown]
-# And (3) and (4) for Mixtral, whose 46.7 billion numbers no notebook can hold:
+# And (3) and (4) for Mixtral, which no notebook can hold:
 
 # %%
 mixtral = LanguageConfig(32000, 32768, 32, 4096, 32, 8, 8, 2, 14336, tied=False)
@@ -558,7 +527,7 @@ D, C, F, T = 4096, 1024, 14336, 1024
 by_formula = 2 * (32 * (2 * D**2 + 2 * D * C + D * (T + 1) + D * 8 + 2 * (3 * D * F + D)) + D * 32000)
 assert by_formula == accounting.flops_per_token(mixtral, T)
 total, active = count(D, F, 8, 2, 32, C, 32000)
-assert round(total / 1e9, 1) == 46.7 and round(active / 1e9, 1) == 12.9
+assert round(total / 1e9, 1) == 46.7 and round(active / 1e9, 1) == 12.9  # published
 print(f"{by_formula / 1e9:.1f} billion operations per token: {by_formula / active:.2f} per active parameter")
 
 # %% [markdown]
@@ -567,23 +536,11 @@ print(f"{by_formula / 1e9:.1f} billion operations per token: {by_formula / activ
 # **Bits per byte.** The loss of one token is $-z_t + \ln \sum_i e^{z_i}$, whose derivative is $p_i$ for a token that didn't
 # come and $p_i - 1$ for the one that did. Divide by $N \ln 2$, and you have `bits_per_byte` above.
 #
-# **Perplexity.** $y = e^L$, so $dy = e^L\, dL$: the same direction as that of the loss, and longer where the model is bad.
-#
 # **All-reduce.** The result at worker $w$ is $s_w = \sum_v g_v$. Each $g_v$ reaches all $s_w$ with the factor 1, so
 # $dg_v = \sum_w ds_w$: the gradient of an all-reduce is an all-reduce.
 
 
 # %%
-def perplexity(logits, targets):
-    bits, bits_back = bits_per_byte(logits, targets)
-    y = 2**bits
-
-    def backward(dy):
-        return bits_back(dy * y * np.log(2))
-
-    return y, backward
-
-
 def all_reduced(parts):  # (W, n): a row for each worker
     y = np.stack(ring(list(parts))[0])
 
@@ -594,7 +551,6 @@ def all_reduced(parts):  # (W, n): a row for each worker
 
 
 print(check_gradients(bits_per_byte, logits, targets, method="complex"))
-print(check_gradients(perplexity, logits, targets, method="complex"))
 print(check_gradients(all_reduced, np.random.default_rng(5).standard_normal((3, 7)), method="complex"))
 
 # %% [markdown]
@@ -602,8 +558,8 @@ print(check_gradients(all_reduced, np.random.default_rng(5).standard_normal((3, 
 #
 # Sparse experts reduce the number of parameters (减少参数数量), speed up training (加速训练速度) and lower the cost: so say
 # 《稀疏专家模型》, §1 and §3.3, and 《大语言模型原理基础与前沿：为什么采用稀疏专家模型》, §3 and §6.5; the document on vision
-# and language, §2.5, defines sparsity as parameters that are mostly zero ([S11](DOCUMENTS.md) has all places). Here are
-# both kinds, each as a multiple of the model it began with (for zeros, of the matrices that were cut):
+# and language, §2.5, defines sparsity as parameters that are mostly zero ([S11](DOCUMENTS.md)). Here are both kinds, each as a
+# multiple of the dense model it began with (for zeros, of the matrices that were cut):
 
 # %%
 more = sizes["mixture"] / sizes["dense, equal work"]
@@ -618,14 +574,12 @@ assert more > 1 and zero == 0 and bytes_left < 1
 # %% [markdown]
 # A mixture has *more* parameters, none of them zero; what is less is its work, compared with a dense model *of its size*. Zeros
 # do reduce the bytes, and the time only at low densities, in large products. The second document, §6.7, adds less
-# communication ([S12](DOCUMENTS.md)): true below the crossing of (5), false above it. "More efficient" means nothing until
-# one says what is held equal.
+# communication ([S12](DOCUMENTS.md)): true below the crossing of (5), false above it. Always ask what is held equal.
 #
 # ## Spot the bug
 #
-# Speed is often given as operations per second, and the operations come from a formula. This is how MaxText
-# (AI-Hypercomputer/maxtext) counted those of a training step before its pull request 678, retold with our names. Find the
-# mistake.
+# Speed is often given as operations per second. This is how MaxText (AI-Hypercomputer/maxtext) counted those of a training step
+# before its pull request 678, retold with our names. Find the mistake.
 
 
 # %%
@@ -644,8 +598,8 @@ def training_tflops(c, T):  # of one text of T tokens
 # %% [markdown]
 # <details><summary>The bug</summary>
 #
-# `c.experts * ffn` counts all experts. A token visits `c.top_k` of them. The step itself runs the right experts; only the
-# report is wrong. So the same seconds looked like several times the speed. (`gate` is right: the router scores all.)
+# `c.experts * ffn` counts all experts, but a token visits `c.top_k`. The same seconds looked like several times
+# the speed. (`gate` is right: the router scores all.)
 #
 # </details>
 
@@ -656,10 +610,8 @@ print(f"Mixtral, 1024 tokens, in 10¹² operations: {before:.2f}; by tinymoe {af
 assert round(before, 2) == 287.78 and round(after, 2) == 79.98
 
 # %% [markdown]
-# The pull request gives these very numbers, as before and after. (It doesn't name the length of the text; with 1024 tokens both
-# come out. Scores that the mask hides are counted here, too.) Hold a count against a number that somebody else has
-# published: in pull request 4017 of the same project, another wrong count had passed its test, whose reference made the
-# same mistake.
+# The pull request gives these very numbers, as before and after. (It names no length; with 1024 tokens, counting scores that
+# the mask hides, both come out.) Hold your count against a published one.
 
 # %% [markdown]
 # ## Exercises
@@ -669,12 +621,12 @@ assert round(before, 2) == 287.78 and round(after, 2) == 79.98
 # ### 1 · Perplexity of unequal batches
 #
 # A text was evaluated in batches. `means` (B,) has the mean loss of each, `counts` (B,) its number of tokens. Return the
-# perplexity of the whole text, and the gradient of `means`. (It is easy to get wrong. facebookresearch/ParlAI reported 155.8
-# with one example in a batch, and 65.1 with 128, for the same model: pull request 623.)
+# perplexity of the whole text, and the gradient of `means`. (facebookresearch/ParlAI reported 155.8 with one example in a
+# batch, and 65.1 with 128, for the same model: pull request 623.)
 #
 # <details><summary>Hint</summary>
 #
-# First the mean loss over all tokens, then *one* exponential. A mean of means is right only with the counts as weights.
+# First the mean loss over all tokens, with the counts as weights, then *one* exponential.
 #
 # </details>
 
@@ -738,7 +690,7 @@ check_exercise(1, text_perplexity, np.array([1.0, 2.5, 1.7]), np.array([32, 3, 1
 #
 # <details><summary>Hint</summary>
 #
-# Subtract first. `np.std(…, ddof=1)` divides by $W - 1$. Believe it if its size is more than twice the error.
+# Subtract first; `standard_error` does the rest. The gap may be negative.
 #
 # </details>
 
@@ -779,8 +731,8 @@ def compared_by_formula(a, b):
     return gap, error, bool(abs(gap) > 2 * error)
 
 
-check_exercise(2, compared, one, other, like=compared_by_formula, gradients=False)
-check_exercise(2, compared, one, np.array([1.5, 1.2, 2.4, 1.1]), like=compared_by_formula, gradients=False)
+check_exercise(2, compared, other, one, like=compared_by_formula, gradients=False)  # the second is better: b − a < 0
+check_exercise(2, compared, one, np.array([1.5, 1.3, 2.5, 1.6]), like=compared_by_formula, gradients=False)
 
 # %% [markdown]
 # ### 3 · A shared expert
@@ -790,8 +742,8 @@ check_exercise(2, compared, one, np.array([1.5, 1.2, 2.4, 1.1]), like=compared_b
 #
 # <details><summary>Hint</summary>
 #
-# The router has $DE$ parameters, all active. Operations are twice the multiply-adds: $DE$, then $m + D$ for each of $K$, then
-# $m$ for each of $S$.
+# The router has $DE$ parameters, all active. For the operations, begin with $2 (DE + K(m + D))$ of (4). What does a shared
+# expert add, that has no weight?
 #
 # </details>
 
@@ -892,7 +844,6 @@ check_exercise(4, front, some_costs, some_losses, like=search.pareto, gradients=
 # %% [markdown]
 # ## Next
 #
-# The same account can be asked of any use the documents name, from translation to recommendation. For a table of your own,
-# [`SparseMoeClassifier` and `SparseMoeRegressor`](../tinymoe/models/estimator.py) take it as it is, and the map says where
-# each use stands ([O4](DOCUMENTS.md)). Lesson 16, teacher and student, asks how to make a large model's knowledge fit
-# into a small one.
+# The same account can be asked of any use the documents name, from translation to recommendation ([O4](DOCUMENTS.md)), also of
+# [a model for your own tables](../tinymoe/models/estimator.py). Lesson 16, teacher and student, fits a large model's
+# knowledge into a small one.
