@@ -185,6 +185,20 @@ def test_each_variant_has_one_answer(tmp_path):
     assert sources("wrong", 1) == sources("wrong", 2) == ["second", "check"]
 
 
+def test_minutes_count_what_a_reader_reads_and_does():
+    """150 words and 20 lines of code a minute, to the nearest 5; answers are not read, exercises take 8 minutes each."""
+
+    def cell(text, kind="code", tags=()):
+        new = nbformat.v4.new_code_cell if kind == "code" else nbformat.v4.new_markdown_cell
+        return new(text, metadata={"tags": list(tags)})
+
+    cells = [cell("word " * 1500, "markdown"), cell("line\n" * 200)]
+    answers = [cell("line\n" * 1000, tags=[name]) for name in ("solution", "wrong")]
+    exercise = cell("stub", tags=["exercise"])
+    lesson = build.Lesson("01_x", [*cells, exercise, exercise, *answers], "t", "t", "b", [], [], [], {})
+    assert (lesson.reading, lesson.practice) == (20, 15)
+
+
 def test_links_lead_to_the_same_place_from_both_notebooks(tmp_path):
     lesson = build.read(written(tmp_path))
     student, solved = build.notebook(lesson, False), build.notebook(lesson, True)
@@ -251,6 +265,8 @@ def test_an_edited_product_is_stale(tmp_path, monkeypatch):
         ("w, wide = 0.0, 1.0", "import requests", "'requests' has no place"),
         ("w, wide = 0.0, 1.0", "#\n" * 20, "lines, at most 25"),
         ("slope: [斜率", "slope: [斜度", "the term slope 斜度"),
+        ('斜率, "how much a result changes for a unit of change in an input"]', '斜率, ""]', "slope has no meaning"),
+        ("# ### 1 · A better", "# ### A better", "the titles of exercises are"),
     ],
 )
 def test_a_broken_rule_is_found(tmp_path, old, new, said):

@@ -334,6 +334,46 @@ for step in range(5):
     corrected -= rate * slope_of_loss(corrected)
 
 # %% [markdown]
+# With two weights the loss is a landscape. Here it is for five examples; a line joins places of equal loss, as on a map of
+# mountains, and the cross is the lowest point. Three walkers start at one place. Each step goes along the gradient, which
+# stands straight across the lines.
+
+# %%
+examples = np.array([[2.0, 1], [1, -1], [-1.5, 0.5], [-0.5, -1.5], [1, 2]])  # −x where the right answer is "no"
+
+
+def landscape(w):
+    """The mean loss of the examples, and its gradient."""
+    losses, backs = zip(*[logistic_loss(x, w) for x in examples], strict=True)
+    return np.mean(losses), np.mean([back(1.0)[1] for back in backs], axis=0)
+
+
+def walk(rate, steps, w=(-2.5, 2.0)):
+    places = [np.array(w)]
+    for _ in range(steps):
+        places.append(places[-1] - rate * landscape(places[-1])[1])
+    return np.array(places)
+
+
+# %%
+first, second = np.linspace(-4, 4, 61), np.linspace(-3, 4, 61)
+heights = [[landscape(np.array([a, b]))[0] for a in first] for b in second]
+figure, axes = new_figure(height=3.8)
+axes.contour(first, second, heights, levels=10, colors="0.75", linewidths=0.9)
+for label, marker, path in [
+    ("downhill, rate 0.5", "o", walk(0.5, 40)),
+    ("downhill, rate 8", "s", walk(8.0, 6)),
+    ("as printed: uphill", "^", walk(-1.0, 3)),
+]:
+    axes.plot(*path.T, marker=marker, markersize=4, label=label)
+lowest = walk(0.5, 2000)[-1]
+axes.plot(*lowest, "kx", markersize=10)
+axes.set(xlabel="first weight", ylabel="second weight", xlim=(-4, 4), ylim=(-1.8, 3), aspect="equal")
+axes.legend(fontsize=9)
+show(figure, alt="Rings of equal loss; one path runs down to the lowest point, one leaps across it, one climbs away.")
+print("slope at the cross is 0:", np.allclose(landscape(lowest)[1], 0, atol=1e-6))
+
+# %% [markdown]
 # ## Spot the bug
 #
 # A sparse model has a second loss, which keeps its experts evenly busy. It is added to the first. In a public training
