@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinymoe.all_reduce import ring_all_reduce
+from tinymoe.systems.all_reduce import ring_all_reduce
 
 
 def test_the_example_of_the_docstring():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinymoe.balance_cases import balance_cases
-from tinymoe.cases import Case
+from tinymoe.check.balance_cases import balance_cases
+from tinymoe.check.cases import Case
 from tinymoe.gradcheck import check_gradients
 from tinymoe.ops.balance import (
     bias_update,

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from test_train import assert_same_run
 
-from tinymoe import captioning, evaluate, generate, train
-from tinymoe.data import images
+from tinymoe import generate
+from tinymoe.data.pictures import images
+from tinymoe.data.sources import CaptionSource, drop_words, moved
 from tinymoe.errors import UserError
-from tinymoe.settings import resolve
-from tinymoe.sources import CaptionSource, drop_words, moved
-from tinymoe.state import load_model
+from tinymoe.evaluate import __main__ as evaluate
+from tinymoe.models import captions as captioning
+from tinymoe.runs.settings import resolve
+from tinymoe.runs.state import load_model
+from tinymoe.train import __main__ as train
 
 TINY = "--task caption --layers 1 --width 16 --heads 2 --kv-heads 2 --experts 2 --expert-width 8 --encoder-layers 1".split()
 TINY += "--batch-size 6 --eval-every 4 --checkpoint-every 4 --workers 1 --decay-steps 8".split()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from test_conventions import INDICES, LOGITS, PER_LAYER, value
 
-from tinymoe.conventions import BALANCE, CAPACITY
+from tinymoe.systems.conventions import BALANCE, CAPACITY
 
 DOCS = Path(__file__).parent.parent / "docs" / "conventions.md"
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tinymoe.conventions import BALANCE, CAPACITY, BalanceConvention, balance_loss
 from tinymoe.ops.balance import load_balance
+from tinymoe.systems.conventions import BALANCE, CAPACITY, BalanceConvention, balance_loss
 
 L, T, E, K = 2, 16, 8, 2
 LOGITS = np.random.default_rng(7).standard_normal((L, T, E))

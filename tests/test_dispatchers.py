@@ -9,9 +9,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tinymoe import dispatchers, ops
-from tinymoe.dispatchers import DISPATCHERS, all_to_all_dispatch, batched_experts, exchanged_bytes, padded_dispatch
+from tinymoe import ops
 from tinymoe.gradcheck import check_gradients
+from tinymoe.systems import dispatchers
+from tinymoe.systems.dispatchers import (
+    DISPATCHERS,
+    all_to_all_dispatch,
+    batched_experts,
+    exchanged_bytes,
+    padded_dispatch,
+)
 
 WAYS = {**DISPATCHERS, "all_to_all, 3 ranks": partial(all_to_all_dispatch, ranks=3)}
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
@@ -223,7 +230,7 @@ def test_the_comparison_finds_planted_bugs(right, wrong):
     source = Path(dispatchers.__file__).read_text()
     assert source.count(right) == 1, "the line has changed; change the bug too"
     broken = ModuleType("broken")
-    broken.__package__ = "tinymoe"
+    broken.__package__ = "tinymoe.systems"
     exec(source.replace(right, wrong), broken.__dict__)
     rng = np.random.default_rng(5)
     inputs, indices = sample(rng, 7, 5, 3, gated=True)

@@ -8,10 +8,14 @@ from functools import partial
 import numpy as np
 import pytest
 
+from tinymoe.documents import big_language_model as d2
+from tinymoe.documents import feature_experts as d0
+from tinymoe.documents import lstm_experts as d2_lstm
+from tinymoe.documents import sparse_gate as d1
+from tinymoe.documents import sparse_weights as d3
+from tinymoe.documents.layers import Dense, ExpertNetwork, new_expert
+from tinymoe.documents.training import mean_squared_error, train, values_of, with_values
 from tinymoe.gradcheck import check_gradients
-from tinymoe.models.documents import d0, d1, d2, d2_lstm, d3
-from tinymoe.models.documents.layers import Dense, ExpertNetwork, new_expert
-from tinymoe.models.documents.training import mean_squared_error, train, values_of, with_values
 from tinymoe.ops import one_hot, relu, sparse_linear
 from tinymoe.sparse import COO, CSR
 from tinymoe.tree import tree_map

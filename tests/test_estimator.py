@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tinymoe import ops
+from tinymoe.estimator.estimator import SparseMoeClassifier, SparseMoeModel, SparseMoeRegressor
+from tinymoe.estimator.network import initialize, mixture_loss, network
 from tinymoe.gradcheck import check_gradients
-from tinymoe.models.estimator import SparseMoeClassifier, SparseMoeModel, SparseMoeRegressor
-from tinymoe.models.mixture import initialize, mixture_loss, network
 from tinymoe.ops.likelihood import cross_entropies, half_squared_errors, mixture_likelihood
 from tinymoe.tree import named, with_leaves
 
@@ -247,7 +247,7 @@ def test_a_column_of_classes_is_taken_with_a_warning():
 
 
 def test_scikit_learn_is_not_imported():
-    code = "import sys, tinymoe.models.estimator; assert not {'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)"
+    code = "import sys, tinymoe.estimator.estimator; assert not {'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
 
 

@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from tinymoe import accounting, check, errors, evaluate, ops, train
+from tinymoe import errors, ops
+from tinymoe.check import __main__ as check
 from tinymoe.data.windows import Batch, cut, evaluation_batches
 from tinymoe.errors import UserError
+from tinymoe.evaluate import __main__ as evaluate
+from tinymoe.models import accounting
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import (
     Attention,
@@ -24,7 +27,8 @@ from tinymoe.models.parameters import (
     initialize,
 )
 from tinymoe.models.routers import UNBALANCED
-from tinymoe.state import save_model
+from tinymoe.runs.state import save_model
+from tinymoe.train import __main__ as train
 from tinymoe.tree import named, tree_map
 
 SMALL = (

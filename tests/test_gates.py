@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tinymoe import ops
-from tinymoe.cases import Case
-from tinymoe.gate_cases import gate_cases
+from tinymoe.check.cases import Case
+from tinymoe.check.gate_cases import gate_cases
 from tinymoe.gradcheck import check_gradients
 from tinymoe.ops import gates, scores, shared_gates, soft
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinymoe import golden
 from tinymoe.errors import UserError
+from tinymoe.golden import __main__ as golden
 
 NAMES = list(golden.CASES)
 every_case = pytest.mark.parametrize("name", NAMES)

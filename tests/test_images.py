@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinymoe import ops
-from tinymoe.data import images as im
+from tinymoe.data.pictures import images as im
 from tinymoe.errors import UserError
 
 

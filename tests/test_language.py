@@ -5,7 +5,7 @@ import weakref
 import numpy as np
 import pytest
 
-from tinymoe import check
+from tinymoe.check import __main__ as check
 from tinymoe.models import language
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import Language, LanguageConfig, initialize
@@ -38,7 +38,8 @@ def test_check_prints_every_operation_and_exits_with_0(monkeypatch, capsys):
 
 
 def test_check_exits_with_1_when_an_operation_is_wrong(monkeypatch, capsys):
-    from tinymoe import cases, ops
+    from tinymoe import ops
+    from tinymoe.check import cases
 
     def wrong(x):
         y, back = ops.tanh(x)

@@ -212,7 +212,7 @@ def test_links_lead_to_the_same_place_from_both_notebooks(tmp_path):
         ('tags=["solution"]', 'tags=["solved"]', "cells tagged exercise, solution, wrong"),
         ('# %% tags=["check"]\ncheck\n', "", "cells tagged exercise, solution, wrong"),
         ("builds:", "makes:", "it must have"),
-        ("tinymoe/slopes.py", "tinymoe/slope.py", "do not exist"),
+        ("tinymoe/gradcheck/slopes.py", "tinymoe/slope.py", "do not exist"),
     ],
 )
 def test_a_wrong_source_is_refused(tmp_path, old, new, said):

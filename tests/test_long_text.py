@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tinymoe import ops
-from tinymoe.long_text import chunk_losses, overlapping_loss, streams
 from tinymoe.models.language import forward, read_on
+from tinymoe.models.long_text import chunk_losses, overlapping_loss, streams
 from tinymoe.models.parameters import LanguageConfig, initialize
 from tinymoe.tree import tree_map
 

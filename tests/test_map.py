@@ -134,7 +134,7 @@ def test_the_map_is_true():
         (" `test_relu`,", "", "L2: ../tests/test_documents.py is there without a name"),
         ("`test_relu`", "and `test_relu`", "L2: Test has 1 names without a link"),
         (" `test_the_output_layer`", "", "L3: Test names nothing"),
-        ("../tests/test_long_text.py", "../tinymoe/long_text.py", "long_text.py is no place for Test"),
+        ("../tests/test_long_text.py", "../tinymoe/models/long_text.py", "long_text.py is no place for Test"),
         ("### L3 · ", "### ", "'L3'"),
         ("### L4 · ", "### L3 · ", "'L3', 'L4'"),
         ("- **Lesson**: ", "- ", "L1: fields ['Wrong there', 'Code', 'Test']"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tinymoe import metrics
+from tinymoe.ops import metrics
 
 COUNTS = np.array([2, 4, 7, 1, 2, 5, 4, 7])  # 16 tokens, 8 experts, 2 choices
 some_counts = st.integers(1, 9).flatmap(lambda e: arrays(np.int64, e, elements=st.integers(0, 50)))

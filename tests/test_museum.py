@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from tinymoe import ops
-from tinymoe.conventions import BALANCE, balance_loss
-from tinymoe.dispatchers import DISPATCHERS
 from tinymoe.gradcheck import check_gradients
-from tinymoe.museum import MUSEUM, gates, layers, losses
 from tinymoe.ops.gates import smooth_load
+from tinymoe.systems.conventions import BALANCE, balance_loss
+from tinymoe.systems.dispatchers import DISPATCHERS
+from tinymoe.systems.museum import MUSEUM, gates, layers, losses
 
 RNG = np.random.default_rng(0)
 every_exhibit = pytest.mark.parametrize("exhibit", MUSEUM, ids=lambda e: e.name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tinymoe import ops
-from tinymoe.cases import cases
+from tinymoe.check.cases import cases
 from tinymoe.gradcheck import MarginError, check_gradients
 
 CASES = list(cases())

@@ -9,7 +9,7 @@ RNG = np.random.default_rng(0)
 
 
 def test_adamw_by_the_formula(monkeypatch):
-    monkeypatch.setattr(optim, "CHUNK", 4)  # several chunks
+    monkeypatch.setattr("tinymoe.optim.updates.CHUNK", 4)  # several chunks
     θ, m, v = RNG.standard_normal((3, 5)), 0.0, 0.0
     mine, slots = θ.copy(), optim.new_slots("adamw", θ)
     for t in range(1, 6):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tinymoe import ops, optim
-from tinymoe.cases import cases
+from tinymoe.check.cases import cases
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig, initialize
 from tinymoe.models.routers import Balancing

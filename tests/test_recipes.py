@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinymoe import generate, search
+from tinymoe import generate
 from tinymoe.data import corpora
 from tinymoe.data.windows import TrainingWindows
 from tinymoe.errors import UserError
@@ -18,15 +18,16 @@ from tinymoe.models.routers import Situation
 from tinymoe.ops import cross_entropy
 from tinymoe.ops.distillation import distillation
 from tinymoe.optim import learning_rate
+from tinymoe.optim.trainer import Trainer
 from tinymoe.recipes import __main__ as command
+from tinymoe.recipes import search
 from tinymoe.recipes.distill import distill, taught
 from tinymoe.recipes.independent import choose, connect, dense_shape, divide, train_apart
 from tinymoe.recipes.prune import best, damage, prune_experts, usage
 from tinymoe.recipes.training import Model, advance, evaluate, fit, for_steps, new_model, start, token_losses
 from tinymoe.recipes.upcycle import upcycle
-from tinymoe.settings import Settings, resolve
-from tinymoe.state import load_model, new_state
-from tinymoe.trainer import Trainer
+from tinymoe.runs.settings import Settings, resolve
+from tinymoe.runs.state import load_model, new_state
 from tinymoe.tree import named, tree_map
 
 RNG = np.random.default_rng(31)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from tinymoe.cases import Case
+from tinymoe.check.cases import Case
+from tinymoe.check.recurrent_cases import recurrent_cases
 from tinymoe.gradcheck import check_gradients
 from tinymoe.ops import sigmoid
 from tinymoe.ops.recurrent import gru, lstm, rnn
-from tinymoe.recurrent_cases import recurrent_cases
 
 RNG = np.random.default_rng(21)
 CASES = list(recurrent_cases(RNG.standard_normal, RNG, Case))

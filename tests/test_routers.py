@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from test_train import assert_same_run, records, run, text, weights  # noqa: F401 (text is a fixture)
 
-from tinymoe import ops, train
+from tinymoe import ops
 from tinymoe.errors import UserError
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import ONE_CHOICE, ROUTERS, SCORES, SHARED, LanguageConfig, initialize
 from tinymoe.models.routers import LOSSES, Balancing, applicable
-from tinymoe.trainer import layer_report
+from tinymoe.optim.trainer import layer_report
+from tinymoe.train import __main__ as train
 from tinymoe.tree import named, tree_map
 
 SMALL = {"vocabulary": 11, "context": 8, "layers": 2, "width": 12, "heads": 2, "kv_heads": 1, "expert_width": 5}

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from tinymoe import optim, sparsify, train
-from tinymoe.checkpoint import load_arrays
+from tinymoe import optim
 from tinymoe.errors import UserError
 from tinymoe.models.language import forward
-from tinymoe.settings import RECIPES, Settings
-from tinymoe.state import load_model, load_state
+from tinymoe.optim import sparsify
+from tinymoe.runs.checkpoint import load_arrays
+from tinymoe.runs.settings import RECIPES, Settings
+from tinymoe.runs.state import load_model, load_state
+from tinymoe.train import __main__ as train
 from tinymoe.tree import named
 
 SMALL = (

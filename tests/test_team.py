@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pytest
 
-from tinymoe import trainer
 from tinymoe.data.windows import Batch
-from tinymoe.settings import Settings
-from tinymoe.state import new_state
-from tinymoe.team import Team
+from tinymoe.optim import trainer
+from tinymoe.optim.team import Team
+from tinymoe.runs.settings import Settings
+from tinymoe.runs.state import new_state
 from tinymoe.tree import named
 
 SETTINGS = Settings(layers=1, width=8, heads=2, kv_heads=1, experts=3, expert_width=4, balance_weight=0.0, clip=0.0)
@@ -56,7 +56,7 @@ def test_shards_add_up_to_the_batch(workers, accumulate):
 
 def test_no_process_is_left_when_the_first_is_killed():
     code = (
-        "import numpy as np, time\nfrom tinymoe.team import Team\n"
+        "import numpy as np, time\nfrom tinymoe.optim.team import Team\n"
         "team = Team(2, {'a': np.zeros(3)})\nprint(team._members[0].pid, flush=True)\ntime.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

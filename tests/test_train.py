@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinymoe import arguments, errors, generate, train
-from tinymoe.checkpoint import load_arrays
+from tinymoe import errors, generate
 from tinymoe.data.corpora import CorpusError
 from tinymoe.errors import UserError
-from tinymoe.state import load_model, load_state
+from tinymoe.runs.checkpoint import load_arrays
+from tinymoe.runs.state import load_model, load_state
+from tinymoe.train import __main__ as train
+from tinymoe.train import arguments
 
 SMALL = (
     "--layers 2 --width 16 --heads 2 --kv-heads 1 --experts 4 --expert-width 8 --context 16 --batch-size 5 "

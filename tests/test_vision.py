@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinymoe import ops, optim
-from tinymoe.data.images import encode_captions, shapes
+from tinymoe.data.pictures.images import encode_captions, shapes
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models.language import loss
 from tinymoe.models.parameters import LanguageConfig, Vision, initialize, initialize_vision

@@ -4,7 +4,6 @@ padding cut out where the library masks it, and a loop over sequences or layers 
 
 import torch
 
-from tinymoe.conventions import balance_loss
 from tinymoe.ops.balance import (
     device_balance,
     importance,
@@ -14,6 +13,7 @@ from tinymoe.ops.balance import (
     z_loss,
 )
 from tinymoe.ops.capacity import renormalize_kept
+from tinymoe.systems.conventions import balance_loss
 
 
 def one_hot(indices, n_experts):

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "SparseMoeModel":  # imported when asked for, so that `import tinymoe` stays light
-        from .models.estimator import SparseMoeModel
+        from .estimator.estimator import SparseMoeModel
 
         return SparseMoeModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

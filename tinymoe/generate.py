@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from .errors import Parser, UserError, run
-from .folder import MODEL
-from .sampling import generate
-from .state import load_model
+from .models.sampling import generate
+from .runs.folder import MODEL
+from .runs.state import load_model
 
 
 def decoded(tokens: Iterable[int]) -> Iterator[str]:

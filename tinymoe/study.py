@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from . import metrics, plots
-from .accounting import active_parameters, flops_per_token, parameters_by_part
 from .data import toy
 from .errors import Parser, UserError, run, say
-from .folder import MODEL, read_metrics
+from .models.accounting import active_parameters, flops_per_token, parameters_by_part
 from .models.language import forward
-from .state import load_model
+from .ops import metrics
+from .runs import plots
+from .runs.folder import MODEL, read_metrics
+from .runs.state import load_model
 
 COLLAPSE = {  # name: flags of the training command
     "nothing": ["--balance", "none"],

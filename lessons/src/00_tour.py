@@ -4,7 +4,12 @@
 #     title: A tour
 #     chinese: 导览
 #     builds: a language model with sparse experts, trained in seconds, and a look inside it
-#     code: [tinymoe/trainer.py, tinymoe/settings.py, tinymoe/sources.py, tinymoe/ops/routing.py, tinymoe/sampling.py]
+#     code:
+#       - tinymoe/optim/trainer.py
+#       - tinymoe/runs/settings.py
+#       - tinymoe/data/sources.py
+#       - tinymoe/ops/routing.py
+#       - tinymoe/models/sampling.py
 #     documents: [L7]
 #     papers:
 #       - "Shazeer et al. 2017, *Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer*, eq. 1"
@@ -42,17 +47,18 @@ from dataclasses import replace
 import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
-from tinymoe import metrics, ops
-from tinymoe.accounting import active_parameters, parameters_by_part
+from tinymoe import ops
 from tinymoe.data import toy
+from tinymoe.data.sources import new_source
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models import language
+from tinymoe.models.accounting import active_parameters, parameters_by_part
 from tinymoe.models.parameters import LanguageConfig, initialize
-from tinymoe.sampling import generate
-from tinymoe.settings import resolve
-from tinymoe.sources import new_source
-from tinymoe.state import new_state
-from tinymoe.trainer import Trainer
+from tinymoe.models.sampling import generate
+from tinymoe.ops import metrics
+from tinymoe.optim.trainer import Trainer
+from tinymoe.runs.settings import resolve
+from tinymoe.runs.state import new_state
 from tinymoe.tree import named, with_leaves
 
 # %% [markdown]
@@ -380,7 +386,7 @@ for k in (2, 1):
 
 # %% [markdown]
 # Nothing crashes, and the experts still learn: the loss falls, only less than it could. The library keeps this bug, with
-# its check, as the exhibit "one choice, renormalised" of its [museum](../tinymoe/museum/gates.py).
+# its check, as the exhibit "one choice, renormalised" of its [museum](../tinymoe/systems/museum/gates.py).
 
 # %% [markdown]
 # ## Exercises

@@ -4,7 +4,7 @@
 #     title: Numbers and gradients
 #     chinese: 数与梯度
 #     builds: three ways to measure a slope, and operations whose gradients the library's checker accepts
-#     code: [tinymoe/gradcheck.py, tinymoe/slopes.py, tinymoe/ops/softmax.py]
+#     code: [tinymoe/gradcheck/checker.py, tinymoe/gradcheck/slopes.py, tinymoe/ops/softmax.py]
 #     documents: [M7]
 #     papers:
 #       - "Squire & Trapp 1998, *Using Complex Variables to Estimate Derivatives of Real Functions*"
@@ -411,7 +411,7 @@ print(check_gradients(loss_with_penalty, x, w))
 
 # %% [markdown]
 # `dx` is right, `dw` is not: the bug is in what concerns `w` alone. The library keeps the original, with the check that
-# catches it, as the exhibit "detached balance loss" of its [museum](../tinymoe/museum/losses.py).
+# catches it, as the exhibit "detached balance loss" of its [museum](../tinymoe/systems/museum/losses.py).
 
 # %% [markdown]
 # ## Exercises

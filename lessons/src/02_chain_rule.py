@@ -496,7 +496,7 @@ print(check_gradients(shaken_layer, x, *weights, factors=factors))
 
 # %% [markdown]
 # The checker doesn't know what the layer is for. It only saw that a function which must be pure isn't. The library keeps this
-# bug as the exhibit "jitter reaches the experts" of its [museum](../tinymoe/museum/layers.py); the right layer has a
+# bug as the exhibit "jitter reaches the experts" of its [museum](../tinymoe/systems/museum/layers.py); the right layer has a
 # [fan-out of the same form](../tinymoe/ops/moe.py).
 
 # %% [markdown]

@@ -452,7 +452,7 @@ print("entries by the code above:", choices_as_matrix(weights, indices, 3).nnz)
 print("entries by the indices:   ", right.nnz, "= 2 tokens × 2 choices")
 
 # %% [markdown]
-# It is the exhibit "a gate that underflows" of the library's [museum](../tinymoe/museum/layers.py). The same mistake in
+# It is the exhibit "a gate that underflows" of the library's [museum](../tinymoe/systems/museum/layers.py). The same mistake in
 # training: a sparse weight passes through 0, and if its place is dropped at that moment, it can never come back.
 
 # %% [markdown]

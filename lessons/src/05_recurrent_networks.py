@@ -4,7 +4,7 @@
 #     title: Recurrent networks
 #     chinese: 循环神经网络
 #     builds: a simple network, a GRU and an LSTM that go backward through time, and a picture of how far a gradient reaches
-#     code: [tinymoe/ops/recurrent.py, tinymoe/long_text.py, tinymoe/models/documents/d2_lstm.py]
+#     code: [tinymoe/ops/recurrent.py, tinymoe/models/long_text.py, tinymoe/documents/lstm_experts.py]
 #     documents: [L6, L8, L9]
 #     papers:
 #       - "Elman 1990, *Finding Structure in Time*"
@@ -375,11 +375,11 @@ show(
 # %% [markdown]
 # At each border the state begins from nothing and has to find its way again. The next words are predicted by a model
 # that has read nothing. What that costs a trained model is measured by `chunk_losses` of
-# [`long_text.py`](../tinymoe/long_text.py).
+# [`models/long_text.py`](../tinymoe/models/long_text.py).
 #
 # Backward, $dh$ and $dc$ are handed from the last chunk to the first. If they aren't, training is cheaper, but no chunk
 # learns what it should have kept for a later one. This is called truncated back-propagation. `read_on` of
-# [`language.py`](../tinymoe/models/language.py) does so: it hands the state on and stops the gradient there, since a
+# [`models/language.py`](../tinymoe/models/language.py) does so: it hands the state on and stops the gradient there, since a
 # text may have no end.
 
 # %%
@@ -425,7 +425,7 @@ print("the probabilities of a word add up to", mixture.sum(1).round(3))
 # %% [markdown]
 # The sum over axis 0 adds up the *texts*. The weights add up to 1 already, and the mean divides by the number of
 # experts once more, so a word is left with texts / experts. The model with experts of their own and a gate is
-# [`d2_lstm.py`](../tinymoe/models/documents/d2_lstm.py).
+# [`documents/lstm_experts.py`](../tinymoe/documents/lstm_experts.py).
 
 # %% [markdown]
 # ## Spot the bug
@@ -472,7 +472,7 @@ chunks = np.concatenate([experts_of_tokens(part) for part in np.split(scores, 2)
 print("token choice: likewise", (experts_of_tokens(scores) != chunks).any(1).sum())
 
 # %% [markdown]
-# The library keeps it as the exhibit "experts that see the future" of its [museum](../tinymoe/museum/gates.py).
+# The library keeps it as the exhibit "experts that see the future" of its [museum](../tinymoe/systems/museum/gates.py).
 
 # %% [markdown]
 # ## Exercises

@@ -342,7 +342,7 @@ print(check_gradients(ops.rotary, x, np.arange(6)))
 
 # %% [markdown]
 # In a model, $q = x W_q$ and so on; queries and keys are turned; then they attend; and a fourth matrix mixes what the
-# heads return. See `attention` in [`blocks.py`](../tinymoe/models/blocks.py).
+# heads return. See `attention` in [`models/blocks.py`](../tinymoe/models/blocks.py).
 
 # %% [markdown]
 # ## Backward by hand

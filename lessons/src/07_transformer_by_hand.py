@@ -4,7 +4,7 @@
 #     title: A transformer by hand
 #     chinese: 手写 Transformer 语言模型
 #     builds: a transformer language model, put together from small operations, trained on a text, all gradients proved
-#     code: [tinymoe/models/language.py, tinymoe/models/blocks.py, tinymoe/ops/norm.py, tinymoe/optim.py]
+#     code: [tinymoe/models/language.py, tinymoe/models/blocks.py, tinymoe/ops/norm.py, tinymoe/optim/updates.py]
 #     documents: [L4, L5]
 #     papers:
 #       - "Vaswani et al. 2017, *Attention Is All You Need*, eq. 2 and §3.1"

@@ -4,7 +4,11 @@
 #     title: Mixtures of experts
 #     chinese: 混合专家模型
 #     builds: a mixture of experts that divides a task among its experts by itself, dense and sparse
-#     code: [tinymoe/ops/likelihood.py, tinymoe/ops/routing.py, tinymoe/models/mixture.py, tinymoe/models/documents/d0.py]
+#     code:
+#       - tinymoe/ops/likelihood.py
+#       - tinymoe/ops/routing.py
+#       - tinymoe/estimator/network.py
+#       - tinymoe/documents/feature_experts.py
 #     documents: [M1, M2, M3, M4, M9, M12, M13]
 #     papers:
 #       - "Jacobs, Jordan, Nowlan & Hinton 1991, *Adaptive Mixtures of Local Experts*"
@@ -37,9 +41,9 @@ import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
 from tinymoe import SparseMoeModel, ops
+from tinymoe.documents import feature_experts as d0
+from tinymoe.documents.layers import new_expert
 from tinymoe.gradcheck import check_gradients
-from tinymoe.models.documents import d0
-from tinymoe.models.documents.layers import new_expert
 
 # %% [markdown]
 # ## Picture
@@ -543,7 +547,7 @@ same = np.allclose(switch_layer(inputs, gate, lines, count), mixture(inputs, gat
 print("right answers:", same, " rows of work:", sum(count), " needed:", mixture(inputs, gate, lines, 1)[1])
 
 # %% [markdown]
-# The [museum](../tinymoe/museum/layers.py) has it as "every expert runs on every token".
+# The [museum](../tinymoe/systems/museum/layers.py) has it as "every expert runs on every token".
 
 # %% [markdown]
 # ## Exercises

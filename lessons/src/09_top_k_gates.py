@@ -4,7 +4,7 @@
 #     title: Top-k gates
 #     chinese: Top-k 稀疏门控
 #     builds: gates that choose experts for each token, by softmax, with noise or by sigmoid, and their sparse gradients
-#     code: [tinymoe/ops/routing.py, tinymoe/ops/gates.py, tinymoe/ops/scores.py, tinymoe/models/documents/d1.py]
+#     code: [tinymoe/ops/routing.py, tinymoe/ops/gates.py, tinymoe/ops/scores.py, tinymoe/documents/sparse_gate.py]
 #     documents: [M5, M6, M7, M8]
 #     papers:
 #       - "Shazeer et al. 2017, *Outrageously Large Neural Networks*, eq. 3–5 and appendix A"
@@ -39,8 +39,8 @@ import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
+from tinymoe.documents.sparse_gate import Parameters, SparseExpertModel, network
 from tinymoe.gradcheck import MarginError, check_gradients
-from tinymoe.models.documents.d1 import Parameters, SparseExpertModel, network
 from tinymoe.ops import gates, shared_gates
 
 # %% [markdown]
@@ -553,7 +553,7 @@ for load in (gates.smooth_load, load_as_published):
 
 # %% [markdown]
 # The true load stays. In the other, every expert now expects every token. The library keeps it as the exhibit "units mixed in
-# the load" of its [museum](../tinymoe/museum/gates.py), beside other bugs of gates.
+# the load" of its [museum](../tinymoe/systems/museum/gates.py), beside other bugs of gates.
 
 # %% [markdown]
 # ## Exercises

@@ -4,7 +4,7 @@
 #     title: Routing is a sparse matrix
 #     chinese: 路由即稀疏矩阵
 #     builds: the way of tokens to their experts and back, as sparse products and as gathers, with every gradient
-#     code: [tinymoe/ops/routing.py, tinymoe/ops/sparse.py, tinymoe/ops/capacity.py, tinymoe/dispatchers.py]
+#     code: [tinymoe/ops/routing.py, tinymoe/ops/sparse.py, tinymoe/ops/capacity.py, tinymoe/systems/dispatchers.py]
 #     documents: [M14]
 #     papers:
 #       - "Shazeer et al. 2017, *Outrageously Large Neural Networks*, eq. 1"
@@ -37,9 +37,10 @@
 import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
-from tinymoe import dispatchers, ops
+from tinymoe import ops
 from tinymoe.gradcheck import check_gradients
 from tinymoe.sparse import COO
+from tinymoe.systems import dispatchers
 
 # %% [markdown]
 # ## Picture
@@ -277,8 +278,8 @@ print("indices", routing.indices, " the tokens")
 print("data   ", routing.data, " their weights")
 
 # %% [markdown]
-# `tinymoe.dispatchers` has six ways to do it. `loop`, `grouped` (sorted, with gathers) and `csr` you know. `one_hot` runs
-# each expert on all tokens and masks; `padded` has the buffers; `all_to_all` has the machines, as lists. All six return the
+# `tinymoe.systems.dispatchers` has six ways to do it. `loop`, `grouped` (sorted, with gathers) and `csr` you know. `one_hot`
+# runs each expert on all tokens and masks; `padded` has the buffers; `all_to_all` has the machines, as lists. All six return the
 # same layer, and the same gradients: of $x$, of the weights, and of the experts' two matrices.
 
 # %%
@@ -397,8 +398,8 @@ y_of_bug, backward = layer_with_drops(x, weights, up, down, indices, kept)
 print("\ny", y_of_bug[:, 0], " dweights", backward(dy)[1].tolist())
 
 # %% [markdown]
-# Compare with what the six ways have printed: `y` agrees, `dweights` doesn't. The [museum](../tinymoe/museum/layers.py) keeps
-# this as "dropped assignments teach the router".
+# Compare with what the six ways have printed: `y` agrees, `dweights` doesn't. The [museum](../tinymoe/systems/museum/layers.py)
+# keeps this as "dropped assignments teach the router".
 
 # %% [markdown]
 # ## Exercises

@@ -4,7 +4,7 @@
 #     title: Balance
 #     chinese: 负载均衡
 #     builds: a router that collapses, three cures for it, and the numbers that tell whether one works
-#     code: [tinymoe/ops/balance.py, tinymoe/ops/capacity.py, tinymoe/metrics.py]
+#     code: [tinymoe/ops/balance.py, tinymoe/ops/capacity.py, tinymoe/ops/metrics.py]
 #     documents: [M11]
 #     papers:
 #       - "Shazeer et al. 2017, *Outrageously Large Neural Networks*, eq. 6–7"
@@ -32,8 +32,9 @@
 import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
-from tinymoe import metrics, ops
+from tinymoe import ops
 from tinymoe.gradcheck import check_gradients
+from tinymoe.ops import metrics
 
 # %% [markdown]
 # ## Picture
@@ -398,7 +399,7 @@ for n_experts in (8, 32, 128):
 
 # %% [markdown]
 # So balancing was all but switched off, without a word. The library keeps it as the exhibit "double softmax" of its
-# [museum](../tinymoe/museum/losses.py). The check that catches it is the number by hand.
+# [museum](../tinymoe/systems/museum/losses.py). The check that catches it is the number by hand.
 
 # %% [markdown]
 # ## Exercises

@@ -4,7 +4,11 @@
 #     title: The zoo of conventions and the bug museum
 #     chinese: 约定与错误博物馆
 #     builds: one loss that speaks for many public systems, and repairs of bugs that they really had
-#     code: [tinymoe/conventions.py, tinymoe/museum/gates.py, tinymoe/museum/losses.py, tinymoe/museum/layers.py]
+#     code:
+#       - tinymoe/systems/conventions.py
+#       - tinymoe/systems/museum/gates.py
+#       - tinymoe/systems/museum/losses.py
+#       - tinymoe/systems/museum/layers.py
 #     documents: [M11, O6]
 #     papers:
 #       - "Fedus, Zoph & Shazeer 2021, *Switch Transformers*, eq. 3–6"
@@ -31,9 +35,9 @@ import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
-from tinymoe.conventions import BALANCE, CAPACITY, BalanceConvention, balance_loss
 from tinymoe.gradcheck import check_gradients
-from tinymoe.museum import MUSEUM
+from tinymoe.systems.conventions import BALANCE, CAPACITY, BalanceConvention, balance_loss
+from tinymoe.systems.museum import MUSEUM
 
 # %% [markdown]
 # ## Picture
@@ -241,8 +245,8 @@ for pooled, system in ((False, "tinymoe"), (True, "hf")):
 # %% [markdown]
 # ## Spot the bug
 #
-# The library's [museum](../tinymoe/museum/__init__.py) has bugs of public code, each with the check that catches it. Few
-# crash, and few are found by looking at the loss. Here are three. Read each, and say what is wrong, before you open the
+# The library's [museum](../tinymoe/systems/museum/__init__.py) has bugs of public code, each with the check that catches it.
+# Few crash, and few are found by looking at the loss. Here are three. Read each, and say what is wrong, before you open the
 # answer.
 #
 # **A.** Noise makes the experts take turns in training. (After the code of makeMoE and nanoMoE.)

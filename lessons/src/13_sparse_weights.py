@@ -4,7 +4,11 @@
 #     title: Sparse weights
 #     chinese: 稀疏权重
 #     builds: six ways to make weights sparse, tried on one small regression whose right answer is known
-#     code: [tinymoe/sparsify.py, tinymoe/sparse/prune.py, tinymoe/sparse/decompose.py, tinymoe/sparse/initialise.py]
+#     code:
+#       - tinymoe/optim/sparsify.py
+#       - tinymoe/sparse/prune.py
+#       - tinymoe/sparse/decompose.py
+#       - tinymoe/sparse/initialise.py
 #     documents: [S4, S5, S6, S7, S8, S9, S10]
 #     papers:
 #       - "Han et al. 2015, *Learning both Weights and Connections for Efficient Neural Networks*"
@@ -46,9 +50,9 @@ import numpy as np
 from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
 from tinymoe.gradcheck import check_gradients
-from tinymoe.settings import Settings
+from tinymoe.optim.sparsify import constrain, drop_and_grow, penalize
+from tinymoe.runs.settings import Settings
 from tinymoe.sparse import CSR, magnitude_mask, prune_n_m, sparse_normal, sparse_plus_low_rank
-from tinymoe.sparsify import constrain, drop_and_grow, penalize
 
 # %% [markdown]
 # ## Picture

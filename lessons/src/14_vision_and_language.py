@@ -4,7 +4,11 @@
 #     title: Vision and language
 #     chinese: 视觉与语言
 #     builds: a language model that looks at a picture and says what it shows, with experts shared by patches and letters
-#     code: [tinymoe/ops/cross.py, tinymoe/models/vision.py, tinymoe/data/images.py, tinymoe/captioning.py]
+#     code:
+#       - tinymoe/ops/cross.py
+#       - tinymoe/models/vision.py
+#       - tinymoe/data/pictures/images.py
+#       - tinymoe/models/captions.py
 #     documents: [V1, V2, V3]
 #     papers:
 #       - "Dosovitskiy et al. 2021, *An Image is Worth 16x16 Words*, eq. 1–4"
@@ -37,16 +41,18 @@
 import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
-from tinymoe import captioning, metrics, ops
-from tinymoe.data import images
+from tinymoe import ops
+from tinymoe.data.pictures import images
 from tinymoe.data.windows import Batch
+from tinymoe.documents.big_language_model import text_to_vector
 from tinymoe.gradcheck import check_gradients
+from tinymoe.models import captions as captioning
 from tinymoe.models import language
-from tinymoe.models.documents.d2 import text_to_vector
 from tinymoe.models.vision import encode
-from tinymoe.settings import resolve
-from tinymoe.state import new_state
-from tinymoe.trainer import Trainer
+from tinymoe.ops import metrics
+from tinymoe.optim.trainer import Trainer
+from tinymoe.runs.settings import resolve
+from tinymoe.runs.state import new_state
 
 # %% [markdown]
 # ## Picture

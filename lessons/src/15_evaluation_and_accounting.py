@@ -5,11 +5,11 @@
 #     chinese: 评估与核算
 #     builds: an honest account of a mixture and of its rivals, in loss, parameters, operations, seconds and bytes
 #     code:
-#       - tinymoe/evaluate.py
-#       - tinymoe/accounting.py
-#       - tinymoe/all_reduce.py
-#       - tinymoe/dispatchers.py
-#       - tinymoe/search.py
+#       - tinymoe/evaluate/__main__.py
+#       - tinymoe/models/accounting.py
+#       - tinymoe/systems/all_reduce.py
+#       - tinymoe/systems/dispatchers.py
+#       - tinymoe/recipes/search.py
 #     documents: [O1, O3, O4, S11, S12]
 #     papers:
 #       - "Kaplan et al. 2020, *Scaling Laws for Neural Language Models*, §2.1"
@@ -50,18 +50,21 @@ from time import perf_counter
 import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
-from tinymoe import accounting, dispatchers, evaluate, ops, search, sparsify
-from tinymoe.all_reduce import ring_all_reduce
+from tinymoe import ops
 from tinymoe.data import corpora
 from tinymoe.data.windows import TrainingWindows, evaluation_batches
+from tinymoe.evaluate import __main__ as evaluate
 from tinymoe.gradcheck import check_gradients
-from tinymoe.models import language
+from tinymoe.models import accounting, language
 from tinymoe.models.parameters import LanguageConfig, initialize
-from tinymoe.recipes import training
-from tinymoe.sampling import generate
-from tinymoe.settings import resolve
+from tinymoe.models.sampling import generate
+from tinymoe.optim import sparsify
+from tinymoe.optim.team import Team
+from tinymoe.recipes import search, training
+from tinymoe.runs.settings import resolve
 from tinymoe.sparse import magnitude_mask
-from tinymoe.team import Team
+from tinymoe.systems import dispatchers
+from tinymoe.systems.all_reduce import ring_all_reduce
 from tinymoe.tree import named, with_leaves
 
 # %% [markdown]
@@ -845,5 +848,5 @@ check_exercise(4, front, some_costs, some_losses, like=search.pareto, gradients=
 # ## Next
 #
 # The same account can be asked of any use the documents name, from translation to recommendation ([O4](DOCUMENTS.md)), also of
-# [a model for your own tables](../tinymoe/models/estimator.py). Lesson 16, teacher and student, fits a large model's
+# [a model for your own tables](../tinymoe/estimator/estimator.py). Lesson 16, teacher and student, fits a large model's
 # knowledge into a small one.

@@ -4,7 +4,11 @@
 #     title: Teacher and student
 #     chinese: 教师与学生
 #     builds: a student that learns from a teacher's probabilities, and a dense model turned into a mixture of experts
-#     code: [tinymoe/ops/distillation.py, tinymoe/recipes/distill.py, tinymoe/recipes/upcycle.py, tinymoe/recipes/prune.py]
+#     code:
+#       - tinymoe/ops/distillation.py
+#       - tinymoe/recipes/distill.py
+#       - tinymoe/recipes/upcycle.py
+#       - tinymoe/recipes/prune.py
 #     documents: [O2, M10]
 #     papers:
 #       - "Hinton, Vinyals & Dean 2015, *Distilling the Knowledge in a Neural Network*, §2"
@@ -47,7 +51,7 @@ from tinymoe.recipes.independent import connect, dense_shape, train_apart
 from tinymoe.recipes.prune import damage, usage
 from tinymoe.recipes.training import Model, evaluate, fit, for_steps, new_model, with_shape
 from tinymoe.recipes.upcycle import upcycle
-from tinymoe.settings import resolve
+from tinymoe.runs.settings import resolve
 
 # %% [markdown]
 # ## Picture

@@ -4,7 +4,11 @@
 #     title: Seven interview questions
 #     chinese: 典型面试题
 #     builds: answers to the seven questions of an interview, each short enough to say aloud, and with code that runs
-#     code: [tinymoe/sparse/gustavson.py, tinymoe/models/documents/d3.py, tinymoe/accounting.py, tinymoe/all_reduce.py]
+#     code:
+#       - tinymoe/sparse/gustavson.py
+#       - tinymoe/documents/sparse_weights.py
+#       - tinymoe/models/accounting.py
+#       - tinymoe/systems/all_reduce.py
 #     documents: [O5, S1, S2, S3, S9, S10, S11, S12]
 #     papers:
 #       - "Gustavson 1978, *Two Fast Algorithms for Sparse Matrices: Multiplication and Permuted Transposition*"
@@ -29,13 +33,13 @@ import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
-from tinymoe.accounting import active_parameters, flops_per_token
-from tinymoe.all_reduce import ring_all_reduce
-from tinymoe.dispatchers import exchanged_bytes
-from tinymoe.metrics import max_violation
-from tinymoe.models.documents.d3 import SparseExpertLanguageModel
+from tinymoe.documents.sparse_weights import SparseExpertLanguageModel
+from tinymoe.models.accounting import active_parameters, flops_per_token
 from tinymoe.models.parameters import LanguageConfig, initialize
+from tinymoe.ops.metrics import max_violation
 from tinymoe.sparse import COO, prune
+from tinymoe.systems.all_reduce import ring_all_reduce
+from tinymoe.systems.dispatchers import exchanged_bytes
 from tinymoe.tree import named
 
 # %% [markdown]

@@ -15,7 +15,7 @@ Source: Dosovitskiy et al. 2021 (ViT), eq. 1–4, without the class token: the l
 import numpy as np
 
 from .. import ops
-from ..data.images import patches
+from ..data.pictures.images import patches
 from ..ops import fuse_additive, fuse_prefix
 from .blocks import attention, feed_forward, normalize
 from .parameters import Block, LanguageConfig, Mixture, Vision, encoder_blocks

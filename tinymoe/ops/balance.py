@@ -8,7 +8,7 @@
     bias_update          moves a bias of the choice and needs no loss (DeepSeek-V3)
 
 `mask` (N,) bool is False for padding, which counts neither in a share nor in a mean: its rows may hold NaN, and get
-gradient 0. How public systems' versions of the loss differ is in `tinymoe.conventions`.
+gradient 0. How public systems' versions of the loss differ is in `tinymoe.systems.conventions`.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
 Buffers of fixed length need a limit; a layer that sorts its tokens, as here, does not. What becomes of an assignment
 that is not kept is the caller's choice: it adds nothing (`group_by_expert` with `kept`), so that a token without any
 passes by on the residual path; and the weights of the others stay as they are, or add up to 1 again
-(`renormalize_kept`, as in DeepSpeed). Public systems' formulas for the limit are in `tinymoe.conventions`.
+(`renormalize_kept`, as in DeepSpeed). Public systems' formulas for the limit are in `tinymoe.systems.conventions`.
 """
 
 import math

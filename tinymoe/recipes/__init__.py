@@ -4,7 +4,7 @@
     distill      a student learns from a teacher's probabilities, dense from sparse or sparse from dense
     prune        experts that are used least, or missed least, are taken out
     independent  experts trained apart, each on its part of the text, are chosen, connected and trained on together
-    search       which shape of model at one price per token? (`tinymoe.search`)
+    search       which shape of model at one price per token? (`tinymoe.recipes.search`)
 
 Each trains on one processor with the plain loop of `training`, small models by default, and prints a table.
 """

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from threadpoolctl import threadpool_limits
 
 from ..errors import Parser, UserError, run
-from ..settings import Settings, flag
-from ..state import NotFinite
+from ..runs.settings import Settings, flag
+from ..runs.state import NotFinite
 from .commands import DEFAULTS, SHAPE, TRAINING, Job, run_distill, run_independent, run_prune, run_search, run_upcycle
 
 Option = tuple[str, type, Any, str]  # name, type, default, help

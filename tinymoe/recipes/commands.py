@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import plots, search
 from ..data import corpora
 from ..errors import UserError, say
-from ..folder import MODEL, new_folder, write_config
-from ..settings import PRESETS, Settings, flag, resolve
-from ..state import load_model, save_model
+from ..runs import plots
+from ..runs.folder import MODEL, new_folder, write_config
+from ..runs.settings import PRESETS, Settings, flag, resolve
+from ..runs.state import load_model, save_model
+from . import search
 from .distill import distill
 from .independent import choose, connect, dense_shape, divide, train_apart
 from .prune import best, check_prunable, damage, prune_experts, usage

@@ -3,7 +3,7 @@
 from .. import ops
 from ..models.language import forward
 from ..ops.distillation import distillation
-from ..settings import Settings
+from ..runs.settings import Settings
 from .training import Array, Model, Objective, fit
 
 

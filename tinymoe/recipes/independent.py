@@ -13,7 +13,7 @@ import numpy as np
 from ..data import toy
 from ..data.corpora import Split
 from ..models.parameters import Experts, LanguageConfig, Mixture, Router
-from ..settings import Settings
+from ..runs.settings import Settings
 from .training import Array, Model, fit
 
 FEED_FORWARD = ".experts."  # the leaves that belong to an expert; the rest, the trunk, is common to all

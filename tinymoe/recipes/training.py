@@ -11,8 +11,8 @@ from .. import ops, optim
 from ..data.windows import Batch, TrainingWindows, evaluation_batches
 from ..models.language import forward
 from ..models.parameters import Language, LanguageConfig, initialize
-from ..settings import Settings
-from ..state import NotFinite, State
+from ..runs.settings import Settings
+from ..runs.state import NotFinite, State
 from ..tree import named, tree_map
 
 Array = np.ndarray

@@ -1,0 +1,124 @@
+"""Example and edge inputs for `ops/scores.py`, `ops/gates.py`, `ops/shared_gates.py` and `ops/soft.py`; see `cases.py`.
+
+Scores are drawn, never typed, so that no two are so close that a step of the checker changes a choice; where one is, the
+checker refuses it.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..ops.gates import (
+    counted_load,
+    gshard_gate,
+    noisy_top_k_gate,
+    pick,
+    scaled_top_k_gate,
+    sigmoid_gate,
+    smooth_load,
+    top_k_softmax,
+)
+from ..ops.pointwise import gelu, relu, silu
+from ..ops.scores import cast, cosine_scores, jitter, mlp_scores, unit_rows
+from ..ops.shared_gates import base_gate, expert_choice_gate, sinkhorn_gate
+from ..ops.soft import soft_moe, soft_routing
+
+SIZES = ((6, 5, 2), (7, 4, 1), (5, 3, 3), (1, 4, 2), (0, 5, 2), (3, 6, 5))  # N, E, K
+
+
+def gate_cases(normal: Any, rng: np.random.Generator, case: Callable[..., Any]) -> Iterator[Any]:
+    """Every case as `case(name, operation, inputs, options, analytic)`; `case` is `cases.Case`, which imports this."""
+    yield from _scores(normal, rng, case)
+    for n, n_experts, k in SIZES:
+        yield from _softmax_gates(f"{n} rows, top-{k} of {n_experts}", normal((n, n_experts)), k, case)
+    yield from _gshard(normal, rng, case)
+    yield from _noisy(normal, rng, case)
+    yield from _sigmoid(normal, case)
+    yield from _shared_out(normal, case)
+    yield from _soft(normal, case)
+
+
+def _scores(normal: Any, rng: np.random.Generator, case: Callable[..., Any]) -> Iterator[Any]:
+    for rows in (4, 1, 0):
+        name = f"{rows} rows"
+        yield case(name, unit_rows, (normal((rows, 3)),))
+        yield case(name, cosine_scores, (normal((rows, 3)), normal((3, 5)), np.array(1.7)))
+        yield case(name, mlp_scores, (normal((rows, 3)), normal((3, 4)), normal((4, 5))))
+        yield case(name, jitter, (normal((rows, 3)),), {"factors": rng.uniform(0.9, 1.1, (rows, 3))})
+        yield case(name, cast, (normal((rows, 3)),), {"dtype": "float64"})
+    yield case("large eps", unit_rows, (normal((2, 3)),), {"eps": 0.5})
+    yield case(
+        "negative scale, large eps", cosine_scores, (normal((4, 2)), normal((2, 3)), np.array(-3.0)), {"eps": 0.3}
+    )
+    yield case("nothing shaken", jitter, (normal((3, 2)),), {"factors": np.ones((3, 2))})
+
+
+def _softmax_gates(name: str, logits: Any, k: int, case: Callable[..., Any]) -> Iterator[Any]:
+    indices = np.argsort(-logits, 1)[:, :k]
+    yield case(name, pick, (logits, indices))
+    yield case(name, top_k_softmax, (logits, k))
+    yield case(f"{name}, far from zero", top_k_softmax, (logits - 800, k))
+    yield case(name, scaled_top_k_gate, (logits, k))
+    yield case(f"{name}, eps", scaled_top_k_gate, (logits, k), {"eps": 0.1})
+    yield case(f"{name}, eps, scaled", scaled_top_k_gate, (logits, k), {"eps": 0.3, "scale": 2.5})
+    yield case(f"{name}, scaled raw", scaled_top_k_gate, (logits, k), {"scale": 16.0, "renormalize": False})
+    for balanced in (True, False):
+        mode = "training" if balanced else "evaluation"
+        yield case(f"{name}, {mode}", sinkhorn_gate, (logits, k), {"balanced": balanced})
+
+
+def _gshard(normal: Any, rng: np.random.Generator, case: Callable[..., Any]) -> Iterator[Any]:
+    for n, n_experts in ((6, 5), (5, 2), (1, 3), (0, 4)):
+        name = f"{n} rows, {n_experts} experts"
+        yield case(f"{name}, training", gshard_gate, (normal((n, n_experts)),), {"uniforms": rng.random(n)})
+        yield case(f"{name}, evaluation", gshard_gate, (normal((n, n_experts)),))
+    yield case("threshold 0", gshard_gate, (normal((4, 3)),), {"uniforms": rng.random(4), "threshold": 0.0})
+
+
+def _noisy(normal: Any, rng: np.random.Generator, case: Callable[..., Any]) -> Iterator[Any]:
+    for n, n_experts, k in SIZES:
+        shape, name = (n, n_experts), f"{n} rows, top-{k} of {n_experts}"
+        analytic = k == n_experts  # the normal distribution is not
+        inputs = normal(shape), normal(shape), k
+        yield case(f"{name}, training", noisy_top_k_gate, inputs, {"noise": normal(shape)}, analytic)
+        yield case(f"{name}, evaluation", noisy_top_k_gate, inputs)
+        yield case(name, counted_load, (normal(shape), normal(shape), rng.random(shape), k))
+        if k < n_experts:
+            yield case(name, smooth_load, (normal(shape), normal(shape), 0.3 + rng.random(shape), k), {}, False)
+    zero = np.zeros((8, 4))  # both matrices start at 0: noise alone chooses
+    yield case("at the start", noisy_top_k_gate, (zero, zero, 2), {"noise": normal((8, 4))}, False)
+
+
+def _sigmoid(normal: Any, case: Callable[..., Any]) -> Iterator[Any]:
+    for n, n_experts, k in SIZES:
+        name, logits = f"{n} rows, top-{k} of {n_experts}", normal((n, n_experts))
+        yield case(name, sigmoid_gate, (logits, k))
+        yield case(f"{name}, bias, scaled", sigmoid_gate, (logits, k), {"bias": normal(n_experts), "scale": 2.5})
+        yield case(f"{name}, eps", sigmoid_gate, (logits, k), {"eps": 0.2})
+        yield case(f"{name}, raw", sigmoid_gate, (logits, k), {"normalize": False, "scale": 0.5})
+    for n, groups, kept in ((5, 4, 2), (4, 2, 1), (3, 8, 3), (2, 1, 1), (0, 4, 3)):
+        options = {"groups": groups, "kept_groups": kept, "bias": normal(8) - 1}
+        yield case(f"{n} rows, {kept} of {groups} groups", sigmoid_gate, (normal((n, 8)), 2), options)
+
+
+def _shared_out(normal: Any, case: Callable[..., Any]) -> Iterator[Any]:
+    for n, n_experts, capacity in ((6, 3, 2), (7, 3, 3), (2, 4, 1), (1, 2, 1), (0, 3, 0), (5, 2, 9)):
+        name, logits = f"{n} rows, {n_experts} experts", normal((n, n_experts))
+        yield case(f"{name}, training", base_gate, (logits,))
+        yield case(f"{name}, evaluation", base_gate, (logits,), {"balanced": False})
+        yield case(f"{name}, {capacity} each", expert_choice_gate, (logits, capacity))
+
+
+def _soft(normal: Any, case: Callable[..., Any]) -> Iterator[Any]:
+    for n, n_experts, n_slots in ((5, 3, 2), (4, 2, 1), (1, 2, 3), (0, 3, 2)):
+        name = f"{n} rows, {n_slots} slots for each of {n_experts}"
+        routing = normal((n, 4)), normal((4, n_experts * n_slots)), np.array(2.5)
+        yield case(name, soft_routing, routing)
+        up, down, gate = normal((n_experts, 4, 6)), normal((n_experts, 6, 4)), normal((n_experts, 4, 6))
+        for kind, activation, mlp in (
+            ("ReLU", relu, (up, down)),
+            ("GELU", gelu, (up, down)),
+            ("SwiGLU", silu, (up, down, gate)),
+        ):
+            yield case(f"{kind}, {name}", soft_moe, (*routing, *mlp), {"activation": activation})

@@ -1,0 +1,1 @@
+"""python -m tinymoe.golden: test vectors for authors of kernels."""

@@ -1,0 +1,70 @@
+"""Texts longer than the context: read in chunks, with or without what went before.
+
+    apart        every chunk begins with nothing: what training does
+    carried      a recurrent layer hands its state from chunk to chunk
+    overlapping  a window of attention moves on by half its length; only its second half, which has context, is predicted
+
+Source: 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §9.5, which splits long texts and leaves it at that.
+"""
+
+import math
+
+import numpy as np
+
+from .. import ops
+from .language import forward, read_on
+from .parameters import Language, LanguageConfig
+
+Array = np.ndarray
+
+
+def streams(tokens: Array, chunk: int, count: int) -> tuple[Array, Array]:
+    """ids and targets (chunks, B, T): `count` or fewer places in a text, read on from at once, T = `chunk` at a time.
+
+    Raises ValueError when the text is shorter than a chunk and its targets.
+    """
+    whole = (len(tokens) - 1) // chunk
+    if whole < 1:
+        raise ValueError(f"the text has {len(tokens)} tokens; a chunk of {chunk} and its targets need {chunk + 1}")
+    batch = min(count, whole)
+    size = whole // batch * chunk
+    ids, targets = (
+        tokens[shift : shift + batch * size].astype(np.int64).reshape(batch, -1, chunk).swapaxes(0, 1)
+        for shift in (0, 1)
+    )
+    return ids, targets
+
+
+def chunk_losses(
+    params: Language, config: LanguageConfig, tokens: Array, chunk: int, count: int = 16
+) -> dict[str, float]:
+    """Nats per token on the same targets: `apart`, and `carried` where the model has a state to carry."""
+    ids, targets = streams(tokens, chunk, count)
+    found = {}
+    for name in ("apart", "carried") if config.recurrent else ("apart",):
+        states, losses = None, []
+        for chunk_ids, chunk_targets in zip(ids, targets, strict=True):
+            (logits, _, _, after), _ = read_on(params, config, chunk_ids, states)
+            states = after if name == "carried" else None
+            losses.append(float(ops.cross_entropy(logits, chunk_targets.reshape(-1))[0]))
+        found[name] = math.fsum(losses) / len(losses)
+    return found
+
+
+def overlapping_loss(params: Language, config: LanguageConfig, tokens: Array, window: int, count: int = 16) -> float:
+    """Nats per token when each is predicted with at least half a window before it; the first half window is left out.
+
+    Raises ValueError when the text is shorter than a window and its targets.
+    """
+    half = max(window // 2, 1)
+    starts = np.arange(0, len(tokens) - window, half)
+    if len(starts) == 0:
+        raise ValueError(f"the text has {len(tokens)} tokens; a window of {window} and its targets need {window + 1}")
+    losses = []
+    for group in np.array_split(starts, -(-len(starts) // count)):
+        rows = tokens[group[:, None] + np.arange(window + 1)].astype(np.int64)
+        (logits, _, _), _ = forward(params, config, rows[:, :-1])
+        targets = rows[:, 1:].copy()
+        targets[:, : window - half] = -100
+        losses.append(float(ops.cross_entropy(logits, targets.reshape(-1))[0]) * len(group))
+    return math.fsum(losses) / len(starts)

@@ -1,0 +1,1 @@
+"""python -m tinymoe.train: from a command line to a trained model."""

@@ -1,0 +1,150 @@
+"""From a command line to a run that is ready to start."""
+
+import argparse
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from ..data import corpora
+from ..data.sources import CaptionSource, TextSource, new_source
+from ..errors import Parser, UserError
+from ..models.parameters import ROUTERS
+from ..models.routers import LOSSES
+from ..optim import sparsify
+from ..runs.folder import CHECKPOINT, CONFIG, MODEL, new_folder
+from ..runs.settings import PRESET_HELP, PRESETS, Settings, flag, read_toml, resolve
+from ..runs.state import State, load_state, new_state
+
+DESCRIPTION = """Train a language model with sparse experts on text, in NumPy.
+
+Without flags: two minutes on the documentation that comes with Python. Results go to a folder: config.toml,
+metrics.jsonl (a record per step), model.safetensors, loss.png, experts.png (load of each expert over time) and
+sample.txt. Ctrl-C saves what there is; --resume goes on, with the same numbers as if nothing had happened."""
+RESUMABLE = ("steps", "eval_every", "checkpoint_every", "sample_tokens")  # what a resumed run may set anew
+
+
+def parser() -> Parser:
+    """The command line, made from the fields of `Settings`."""
+    presets = "\n".join(f"  {name:<10} {PRESET_HELP[name]}" for name in PRESETS)
+    recipes = (sparsify.__doc__ or "").split("\n\n")[1]
+    parser = Parser(
+        prog="python -m tinymoe.train",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=DESCRIPTION,
+        epilog=f"presets:\n{presets}\n\nrouters:\n{_listed(ROUTERS)}\n\nlosses for --balance:\n{_listed(LOSSES)}\n"
+        f"  {'bias':<14} no loss: a bias of each expert that enters the choice only moves with the load (DeepSeek-V3)\n\n"
+        f"recipes for --sparsity:\n{recipes}\n\nexamples:\n"
+        "  python -m tinymoe.train\n"
+        "  python -m tinymoe.train --corpus my.txt --out runs/mine --steps 3000\n"
+        "  python -m tinymoe.train --resume runs/mine --steps 4000\n"
+        "  python -m tinymoe.train --task caption\n",
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the results (default: a new number under runs/)"
+    )
+    files.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the run in DIR from its last checkpoint; of "
+        f"the other flags only {', '.join(flag(n) for n in sorted(RESUMABLE))} can be given with it",
+    )
+    files.add_argument("--overwrite", action="store_true", help="replace the run that is in --out")
+    files.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.toml",
+        help="read settings from a file such as a run's config.toml; flags override it",
+    )
+    groups = {
+        name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields(Settings))
+    }
+    for f in fields(Settings):
+        several = get_origin(f.type) is tuple
+        options: dict[str, Any] = {"type": get_args(f.type)[0] if several else f.type, "default": argparse.SUPPRESS}
+        shown = " ".join(map(str, f.default)) or "none" if isinstance(f.default, tuple) else f.default
+        options["help"] = f"{f.metadata['help']} (default: {PRESETS['default'].get(f.name, shown)})".replace("%", "%%")
+        if several:
+            options["action"] = "append"
+        if f.type is bool:
+            del options["type"]
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = f.metadata.get("metavar", "X" if f.type is float else "NAME" if f.type is str else "N")
+        if "choices" in f.metadata:
+            options["help"] += f"; one of {', '.join(f.metadata['choices'])}"
+        groups[f.metadata["group"]].add_argument(flag(f.name), **options)
+    return parser
+
+
+def _listed(described: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<14} {text}" for name, text in described.items())
+
+
+@dataclass
+class Run:
+    """A run that is ready to start: nothing of what the user gave can turn out to be wrong from here on."""
+
+    folder: Path
+    settings: Settings
+    state: State
+    source: TextSource | CaptionSource
+
+
+def prepare(argv: list[str] | None = None) -> Run:
+    """Read flags, corpora and the folder; raises UserError before anything is written."""
+    flags = vars(parser().parse_args(argv))
+    out, resume, overwrite, config = (flags.pop(name) for name in ("out", "resume", "overwrite", "config"))
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
+    if any(path is not None and not str(path).strip(" .") and str(path) != "." for path in (out, resume)):
+        raise UserError("the name of a folder is empty; name one")
+    if resume:
+        if out or overwrite or config or flags.keys() - set(RESUMABLE):
+            raise UserError(
+                f"with --resume only {', '.join(map(flag, RESUMABLE))} can be given; the other settings are "
+                "those of the run"
+            )
+        settings, state, sha256 = _resumed(resume, flags)
+    else:
+        settings, state, sha256 = resolve(flags, config), None, None
+        here = tuple(c if corpora.is_name(c) else str(Path(c).resolve()) for c in settings.corpus)
+        settings = replace(settings, corpus=here)  # so that the run can be resumed from anywhere
+    source = new_source(settings)
+    if settings.position in ("learned", "sinusoidal") and source.context > settings.context:
+        raise UserError(
+            f"the longest caption has {source.context} bytes, but --context {settings.context} gives only so many positions; "
+            f"give --context {source.context} or --position rotary"
+        )
+    if sha256 not in (None, source.sha256):
+        raise UserError(
+            f"the corpus {source.name} is not the text that {resume} was trained on (sha256 "
+            f"{source.sha256[:12]} instead of {str(sha256)[:12]}); restore it, or train anew"
+        )
+    state = state or new_state(settings)
+    return Run(resume or new_folder(out, overwrite, settings), settings, state, source)
+
+
+def _resumed(folder: Path, flags: dict[str, Any]) -> tuple[Settings, State | None, str | None]:
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} is not the folder of a run (it has no {CONFIG})")
+    written = read_toml(folder / CONFIG)
+    if written.keys() != {f.name for f in fields(Settings)}:
+        raise UserError(f"{folder / CONFIG} is incomplete or of another version; restore it, or train anew")
+    if not (folder / CHECKPOINT).exists():
+        if (folder / MODEL).exists():
+            raise UserError(
+                f"{folder} has a model but no {CHECKPOINT} to go on from; restore it, or train anew elsewhere"
+            )
+        return replace(Settings(**written), **flags).validated(), None, None  # stopped before the first checkpoint
+    state, settings, sha256 = load_state(folder)
+    changed = [n for n, v in written.items() if n not in RESUMABLE and v != getattr(settings, n)]
+    if changed:
+        raise UserError(
+            f"{folder / CONFIG} and the checkpoint beside it differ in {', '.join(changed)}: one of them is from another "
+            "run; restore it, or train anew"
+        )
+    settings = replace(settings, **flags).validated()
+    if settings.steps < state.step:
+        raise UserError(f"{folder} has already done {state.step} steps; give --steps above that to go on")
+    return settings, state, sha256
