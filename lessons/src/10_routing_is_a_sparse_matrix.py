@@ -279,8 +279,8 @@ print("data   ", routing.data, " their weights")
 
 # %% [markdown]
 # `tinymoe.systems.dispatchers` has six ways to do it. `loop`, `grouped` (sorted, with gathers) and `csr` you know. `one_hot`
-# runs each expert on all tokens and masks; `padded` has the buffers; `all_to_all` has the machines, as lists. All six return the
-# same layer, and the same gradients: of $x$, of the weights, and of the experts' two matrices.
+# runs each expert on all tokens and masks; `padded` has the buffers; `all_to_all` has the machines, as lists. All six return
+# the same layer, and the same gradients: of $x$, of the weights, and of the experts' two matrices.
 
 # %%
 dy = np.ones((3, 1))
