@@ -14,18 +14,10 @@ from tinymoe.data.windows import Batch, cut, evaluation_batches
 from tinymoe.errors import UserError
 from tinymoe.evaluate import __main__ as evaluate
 from tinymoe.models import accounting
+from tinymoe.models.config import LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
-from tinymoe.models.parameters import (
-    Attention,
-    Block,
-    Experts,
-    Language,
-    LanguageConfig,
-    Mixture,
-    Norm,
-    Router,
-    initialize,
-)
+from tinymoe.models.parameters import Attention, Block, Experts, Language, Mixture, Norm, Router
 from tinymoe.models.routers import UNBALANCED
 from tinymoe.runs.state import save_model
 from tinymoe.train import __main__ as train
@@ -143,11 +135,12 @@ def test_the_counts_of_mixtral_are_the_published_ones():
     config = LanguageConfig(32000, 32768, 32, 4096, 32, 8, 8, 2, 14336, tied=False)
     shape = lambda *lengths: np.broadcast_to(np.float32(0), lengths)  # noqa: E731 (a view of one number: no memory)
     D, F, E, G = config.width, config.expert_width, config.experts, config.width // 4
-    experts = Experts(shape(E, D, F), shape(E, F, D), shape(E, D, F))
-    mixture = Mixture(Router(shape(D, E), None, None, None, None), experts, None)
-    attention, norm = Attention(shape(D, D), shape(D, G), shape(D, G), shape(D, D)), Norm(shape(D), None)
-    blocks = (Block(norm, None, attention, norm, None, mixture),) * config.layers
-    params = Language(shape(32000, D), None, blocks, norm, shape(D, 32000))
+    experts = Experts(up=shape(E, D, F), down=shape(E, F, D), gate=shape(E, D, F))
+    mixture = Mixture(router=Router(weight=shape(D, E)), experts=experts)
+    attention = Attention(query=shape(D, D), key=shape(D, G), value=shape(D, G), output=shape(D, D))
+    norm = Norm(gain=shape(D))
+    blocks = (Block(attention_norm=norm, attention=attention, mixture_norm=norm, mixture=mixture),) * config.layers
+    params = Language(embedding=shape(32000, D), blocks=blocks, norm=norm, head=shape(D, 32000))
     assert sum(accounting.parameters_by_part(params).values()) == 46_702_792_704
     assert round(accounting.active_parameters(params, config) / 1e9, 1) == 12.9
 

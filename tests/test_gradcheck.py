@@ -8,7 +8,8 @@ import pytest
 from tinymoe import ops
 from tinymoe.gradcheck import MarginError, check_gradients
 from tinymoe.models import language
-from tinymoe.models.parameters import LanguageConfig, initialize
+from tinymoe.models.config import LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.models.routers import Balancing
 from tinymoe.tree import named, with_leaves
 

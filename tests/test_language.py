@@ -7,8 +7,10 @@ import pytest
 
 from tinymoe.check import __main__ as check
 from tinymoe.models import language
+from tinymoe.models.config import LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
-from tinymoe.models.parameters import Language, LanguageConfig, initialize
+from tinymoe.models.parameters import Language
 from tinymoe.models.routers import Balancing
 from tinymoe.tree import named, tree_map, with_leaves
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tinymoe import ops
+from tinymoe.models.config import LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, read_on
 from tinymoe.models.long_text import chunk_losses, overlapping_loss, streams
-from tinymoe.models.parameters import LanguageConfig, initialize
 from tinymoe.tree import tree_map
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 100).astype(np.uint8)

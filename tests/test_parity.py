@@ -12,8 +12,9 @@ import pytest
 
 from tinymoe import ops, optim
 from tinymoe.check.cases import cases
+from tinymoe.models.config import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
-from tinymoe.models.parameters import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig, initialize
 from tinymoe.models.routers import Balancing
 from tinymoe.tree import named, tree_map
 

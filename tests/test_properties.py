@@ -10,7 +10,8 @@ import pytest
 
 from tinymoe import ops
 from tinymoe.models.blocks import mixture
-from tinymoe.models.parameters import ONE_CHOICE, ROUTERS, LanguageConfig, initialize
+from tinymoe.models.config import ONE_CHOICE, ROUTERS, LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.models.routers import Situation
 from tinymoe.tree import named, tree_map, with_leaves
 

@@ -12,8 +12,9 @@ from tinymoe.data.windows import TrainingWindows
 from tinymoe.errors import UserError
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models.blocks import mixture
+from tinymoe.models.config import LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward
-from tinymoe.models.parameters import LanguageConfig, initialize
 from tinymoe.models.routers import Situation
 from tinymoe.ops import cross_entropy
 from tinymoe.ops.distillation import distillation

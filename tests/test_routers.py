@@ -6,8 +6,9 @@ from test_train import assert_same_run, records, run, text, weights  # noqa: F40
 
 from tinymoe import ops
 from tinymoe.errors import UserError
+from tinymoe.models.config import ONE_CHOICE, ROUTERS, SCORES, SHARED, LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
-from tinymoe.models.parameters import ONE_CHOICE, ROUTERS, SCORES, SHARED, LanguageConfig, initialize
 from tinymoe.models.routers import LOSSES, Balancing, applicable
 from tinymoe.optim.trainer import layer_report
 from tinymoe.train import __main__ as train

@@ -8,9 +8,11 @@ import pytest
 from tinymoe import ops, optim
 from tinymoe.data.pictures.images import encode_captions, shapes
 from tinymoe.gradcheck import check_gradients
+from tinymoe.models.config import ENCODERS, FUSIONS, LanguageConfig, VisionConfig
+from tinymoe.models.initialise import initialize
+from tinymoe.models.initialise import vision as new_vision
 from tinymoe.models.language import loss
-from tinymoe.models.parameters import LanguageConfig, Vision, initialize, initialize_vision
-from tinymoe.models.picture import ENCODERS, FUSIONS, VisionConfig
+from tinymoe.models.parameters import Vision
 from tinymoe.models.vision import encode
 from tinymoe.ops.cross import full_attention, fuse_additive, fuse_prefix, text_rows
 from tinymoe.tree import named, with_leaves
@@ -94,7 +96,7 @@ def test_other_impossible_inputs_are_refused():
 
 def setup(encoder, batch=3, dtype=np.float64):
     config = VisionConfig(**SMALL, encoder=encoder)
-    params = initialize_vision(config, np.random.default_rng(0), dtype)
+    params = new_vision(config, np.random.default_rng(0).standard_normal, dtype)
     return np.random.default_rng(1).random((batch, *config.image)).astype(dtype), params, config
 
 
@@ -188,7 +190,7 @@ def test_a_batch_is_its_pictures_one_by_one(encoder):
 def test_features_begin_at_the_size_of_1(encoder):
     """Beside embeddings of their own, 0.5, they neither vanish nor drown the text where they are added to it."""
     config = VisionConfig(encoder=encoder)
-    params = initialize_vision(config, np.random.default_rng(0))
+    params = new_vision(config, np.random.default_rng(0).standard_normal, np.float32)
     features, _ = encode(np.random.default_rng(1).random((4, *config.image), np.float32), params, config)
     assert 0.8 < np.sqrt((features * features).mean()) < 1.25
 

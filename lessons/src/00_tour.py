@@ -53,7 +53,8 @@ from tinymoe.data.sources import new_source
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models import language
 from tinymoe.models.accounting import active_parameters, parameters_by_part
-from tinymoe.models.parameters import LanguageConfig, initialize
+from tinymoe.models.config import LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.models.sampling import generate
 from tinymoe.ops import metrics
 from tinymoe.optim.trainer import Trainer

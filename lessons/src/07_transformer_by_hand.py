@@ -42,7 +42,7 @@ from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
 from tinymoe.data import toy
 from tinymoe.gradcheck import check_gradients
-from tinymoe.models import language, parameters
+from tinymoe.models import config, initialise, language
 from tinymoe.optim import adamw, new_slots
 from tinymoe.tree import named, with_leaves
 
@@ -383,7 +383,7 @@ print(
 # arrays, and ask for the same loss and the same gradient, array by array.
 
 # %%
-shape = parameters.LanguageConfig(
+shape = config.LanguageConfig(
     vocabulary=7, context=5, layers=2, width=8, heads=4, kv_heads=4, experts=1, top_k=1, expert_width=12,
     expert_kind="relu", dense_layers=(0, 1), position="learned", tied=False,
 )  # fmt: skip
@@ -401,7 +401,7 @@ def library_names(tree):
     return arrays
 
 
-library = with_leaves(parameters.initialize(shape, rng), library_names(small))
+library = with_leaves(initialise.initialize(shape, rng), library_names(small))
 (its_loss, _), its_backward = language.loss(library, shape, ids, targets)
 mine, its = library_names(backward(1.0)), named(its_backward(1.0))
 assert np.isclose(loss, its_loss, rtol=1e-12) and mine.keys() == its.keys()

@@ -56,7 +56,8 @@ from tinymoe.data.windows import TrainingWindows, evaluation_batches
 from tinymoe.evaluate import __main__ as evaluate
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models import accounting, language
-from tinymoe.models.parameters import LanguageConfig, initialize
+from tinymoe.models.config import LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.models.sampling import generate
 from tinymoe.optim import sparsify
 from tinymoe.optim.team import Team

@@ -35,7 +35,8 @@ from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
 from tinymoe.documents.sparse_weights import SparseExpertLanguageModel
 from tinymoe.models.accounting import active_parameters, flops_per_token
-from tinymoe.models.parameters import LanguageConfig, initialize
+from tinymoe.models.config import LanguageConfig
+from tinymoe.models.initialise import initialize
 from tinymoe.ops.metrics import max_violation
 from tinymoe.sparse import COO, prune
 from tinymoe.systems.all_reduce import ring_all_reduce

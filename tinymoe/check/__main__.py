@@ -16,9 +16,9 @@ import numpy as np
 
 from ..errors import Parser, UserError, run
 from ..gradcheck import TOLERANCE, MarginError, Report, check_gradients
+from ..models.config import LanguageConfig, VisionConfig
+from ..models.initialise import initialize
 from ..models.language import loss
-from ..models.parameters import LanguageConfig, initialize
-from ..models.picture import VisionConfig
 from ..models.routers import Balancing, applicable
 from ..ops import OPERATIONS
 from ..tree import named, with_leaves

@@ -24,9 +24,10 @@ from ..data.windows import Batch, evaluation_batches
 from ..errors import Parser, UserError, run, say
 from ..models.accounting import active_parameters, flops_by_part, flops_per_caption, parameters_by_part
 from ..models.captions import balance_by_modality, exact
+from ..models.config import LanguageConfig
 from ..models.language import forward
 from ..models.long_text import chunk_losses, overlapping_loss
-from ..models.parameters import Language, LanguageConfig
+from ..models.parameters import Language
 from ..ops import metrics
 from ..optim.team import Team
 from ..runs.checkpoint import load_arrays, write_atomically

@@ -5,7 +5,8 @@ but only a few of them have work, and attention has work, scores and means, for 
 """
 
 from ..tree import named
-from .parameters import GATES, Language, LanguageConfig, encoder_blocks
+from .config import GATES, LanguageConfig, encoder_blocks
+from .parameters import Language
 
 
 def parameters_by_part(params: Language) -> dict[str, int]:

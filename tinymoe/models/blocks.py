@@ -9,18 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from .parameters import (
-    EXPERT_KINDS,
-    Attention,
-    Block,
-    Experts,
-    LanguageConfig,
-    Mixture,
-    Norm,
-    Recurrent,
-    Router,
-    Shared,
-)
+from .config import EXPERT_KINDS, LanguageConfig
+from .parameters import Attention, Block, Experts, Mixture, Norm, Recurrent, Router, Shared
 from .routers import Situation, balance, route, unchanged
 
 
@@ -30,7 +20,7 @@ def normalize(x, p: Norm):
 
     def backward(dy):
         dx, dgain, *dbias = norm_back(dy)
-        return dx, Norm(dgain, dbias[0] if dbias else None)
+        return dx, Norm(gain=dgain, bias=dbias[0] if dbias else None)
 
     return y, backward
 
@@ -63,7 +53,8 @@ def attention(x, p: Any, config: LanguageConfig, batch: int, attend=ops.causal_a
         dx_value, dvalue = value_back(dv)
         dx_key, dkey = key_back(dk)
         dx_query, dquery = query_back(dq)
-        return dx_query + dx_key + dx_value, Attention(dquery, dkey, dvalue, doutput)
+        dp = Attention(query=dquery, key=dkey, value=dvalue, output=doutput)
+        return dx_query + dx_key + dx_value, dp
 
     return y, backward
 
@@ -96,7 +87,8 @@ def recurrence(x, p: Recurrent, config: LanguageConfig, batch: int, state=None):
         ends = (none, none) if config.architecture == "lstm" else (none,)
         drows, dinput, drecurrent, dbias, *others = layer_back(dstates.reshape(states.shape), *ends)
         dinner = others[0] if config.architecture == "gru" else None
-        return drows.reshape(x.shape), Recurrent(dinput, drecurrent, dbias, dinner, doutput)
+        dp = Recurrent(input=dinput, recurrent=drecurrent, bias=dbias, inner_bias=dinner, output=doutput)
+        return drows.reshape(x.shape), dp
 
     return (y, carried), backward
 
@@ -131,7 +123,7 @@ def mixture(x, p: Mixture, config: LanguageConfig, at: Situation):
         dweights_balance, dlogits, dload = balance_back(dloss)
         dtokens_router, drouter = route_back(dweights + dweights_balance, dlogits, dload)
         (dx,) = mask_back(dtokens_shared + dtokens_experts + dtokens_router)
-        return dx, Mixture(drouter, gradient_of_experts(*dexperts), dshared)
+        return dx, Mixture(router=drouter, experts=gradient_of_experts(*dexperts), shared=dshared)
 
     return (y, loss, choice._replace(balance=report)), backward
 
@@ -142,7 +134,7 @@ def dense(x, p: Mixture, config: LanguageConfig):
 
     def backward(dy, _):
         dx, dexperts = experts_back(dy)
-        return dx, Mixture(None, dexperts, None)
+        return dx, Mixture(experts=dexperts)
 
     return (y, 0.0, None), backward
 
@@ -170,8 +162,8 @@ def soft_mixture(x, p: Mixture, config: LanguageConfig, at: Situation):
         dslots, dscale, *dexperts = (np.sum(dweight, axis=0) for dweight in dweights)
         dx = np.zeros(x.shape, dy.dtype)
         dx[np.concatenate(rows)] = np.concatenate(dtokens)
-        drouter = Router(dslots, None, np.reshape(dscale, 1), None, None)
-        return dx_shared + dx, Mixture(drouter, gradient_of_experts(*dexperts), dshared)
+        drouter = Router(weight=dslots, scale=np.reshape(dscale, 1))
+        return dx_shared + dx, Mixture(router=drouter, experts=gradient_of_experts(*dexperts), shared=dshared)
 
     return (y, 0.0, None), backward
 
@@ -192,7 +184,7 @@ def with_shared(x, routed, p: Shared | None, config: LanguageConfig):
 
         def backward(dy):
             dx, dexperts = experts_back(dy)
-            return dx, dy, Shared(dexperts, None, None)
+            return dx, dy, Shared(experts=dexperts)
 
         return routed + s, backward
     scores, linear_back = ops.linear(x, p.gate) if p.bias is None else ops.linear(x, p.gate, p.bias)
@@ -207,7 +199,7 @@ def with_shared(x, routed, p: Shared | None, config: LanguageConfig):
         return (
             dx_gate + dx_experts,
             of_routed * dy,
-            Shared(dexperts, dgate[0], dgate[1] if p.bias is not None else None),
+            Shared(experts=dexperts, gate=dgate[0], bias=dgate[1] if p.bias is not None else None),
         )
 
     return y, gated_backward
@@ -233,7 +225,7 @@ def matrices(p: Experts):
 
 def gradient_of_experts(up, down, gate=None):
     """`Experts` from the gradients that `ops.experts` returns, which has none for an absent gate."""
-    return Experts(up, down, gate)
+    return Experts(up=up, down=down, gate=gate)
 
 
 def masked(x, mask):
@@ -272,8 +264,14 @@ def block(x, p: Block, config: LanguageConfig, at: Situation):
         dn, dattention_shift = attention_shift_back(ds)
         dx, dattention_norm = attention_norm_back(dn)
         dx += dmiddle
-        dattended = dattention_norm, dattention_shift, dattention
-        return dx, Block(*dattended, dmixture_norm, dmixture_shift, dmixture)
+        return dx, Block(
+            attention_norm=dattention_norm,
+            attention_shift=dattention_shift,
+            attention=dattention,
+            mixture_norm=dmixture_norm,
+            mixture_shift=dmixture_shift,
+            mixture=dmixture,
+        )
 
     return (y, loss, routed, state), backward
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from ..data.pictures import images
 from ..ops import metrics
+from .config import LanguageConfig
 from .language import forward
-from .parameters import Language, LanguageConfig
+from .parameters import Language
 
 Array = np.ndarray
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from .. import ops
 from .blocks import block, drop, normalize
-from .parameters import Language, LanguageConfig
+from .config import LanguageConfig
+from .parameters import Language
 from .routers import SWITCH, UNBALANCED, Choice, Situation, unchanged
 from .vision import with_picture
 
@@ -119,10 +120,15 @@ def read_on(
         dplaced, dvision = fuse_back(dfused)
         de, dpositions = place_back(dplaced)
         (dembedding,) = embedding_back(de)
-        dlayers = dpositions, tuple(reversed(dblocks)), dnorm
-        if params.head is None:
-            return Language(dembedding + dhead.T, *dlayers, None, dvision)
-        return Language(dembedding, *dlayers, dhead, dvision)
+        tied = params.head is None
+        return Language(
+            embedding=dembedding + dhead.T if tied else dembedding,
+            positions=dpositions,
+            blocks=tuple(reversed(dblocks)),
+            norm=dnorm,
+            head=None if tied else dhead,
+            vision=dvision,
+        )
 
     return (logits, tuple(losses), tuple(records), tuple(carried)), backward
 

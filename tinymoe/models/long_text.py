@@ -12,8 +12,9 @@ import math
 import numpy as np
 
 from .. import ops
+from .config import LanguageConfig
 from .language import forward, read_on
-from .parameters import Language, LanguageConfig
+from .parameters import Language
 
 Array = np.ndarray
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import ops
-from .parameters import Array, LanguageConfig, Router
+from .config import LanguageConfig
+from .parameters import Array, Router
 
 LOSSES = {
     "switch": "f·P of a batch (Switch, Megatron): 1 when even",
@@ -115,9 +116,9 @@ def scores(x, p: Any, config: LanguageConfig, at: Situation):
         dweights = [d.astype(p.weight.real.dtype, copy=False) for d in wide_weights]
         (dx,) = jitter_back(*cast_back(dwide))
         if config.scores == "mlp":
-            return dx, Router(dweights[1], dweights[0], None, None, None)
+            return dx, Router(hidden=dweights[0], weight=dweights[1])
         dscale = np.reshape(dweights[1], 1) if config.scores == "cosine" else None
-        return dx, Router(dweights[0], None, dscale, None, None)
+        return dx, Router(weight=dweights[0], scale=dscale)
 
     return logits, backward
 

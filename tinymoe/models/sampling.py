@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import UserError
+from .config import LanguageConfig
 from .language import forward
-from .parameters import Language, LanguageConfig
+from .parameters import Language
 
 Array = np.ndarray
 

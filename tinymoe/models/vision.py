@@ -18,8 +18,8 @@ from .. import ops
 from ..data.pictures.images import patches
 from ..ops import fuse_additive, fuse_prefix
 from .blocks import attention, feed_forward, normalize
-from .parameters import Block, LanguageConfig, Mixture, Vision, encoder_blocks
-from .picture import VisionConfig
+from .config import LanguageConfig, VisionConfig, encoder_blocks
+from .parameters import Block, Mixture, Vision
 from .routers import unchanged
 
 
@@ -81,7 +81,8 @@ def encode(images, p: Vision, config: VisionConfig):
             dblocks.append(dblock)
         de, dpositions = place_back(dx.reshape(placed.shape))
         _, dprojection = project_back(de.reshape(e.shape))
-        return Vision(dprojection, dpositions, tuple(reversed(dblocks)), dnorm, doutput)
+        blocks = tuple(reversed(dblocks))
+        return Vision(projection=dprojection, positions=dpositions, blocks=blocks, norm=dnorm, output=doutput)
 
     return rows.reshape(placed.shape), backward
 
@@ -102,6 +103,9 @@ def encoder_block(x, p: Block, config: LanguageConfig, batch: int):
         dn, dattention = attention_back(dmiddle)
         dx, dattention_norm = attention_norm_back(dn)
         dx += dmiddle
-        return dx, Block(dattention_norm, None, dattention, dmixture_norm, None, Mixture(None, dexperts, None))
+        dmixture = Mixture(experts=dexperts)
+        return dx, Block(
+            attention_norm=dattention_norm, attention=dattention, mixture_norm=dmixture_norm, mixture=dmixture
+        )
 
     return y, backward

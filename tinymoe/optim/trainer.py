@@ -15,8 +15,10 @@ import numpy as np
 
 from .. import ops
 from ..data.windows import Batch
+from ..models.config import LanguageConfig
+from ..models.initialise import skeleton
 from ..models.language import forward, loss
-from ..models.parameters import Language, LanguageConfig, initialize
+from ..models.parameters import Language
 from ..models.routers import Choice
 from ..ops import metrics
 from ..runs.settings import Settings
@@ -265,7 +267,7 @@ def _params(arrays: dict[str, Array], config: LanguageConfig) -> Language:
 
 @lru_cache(maxsize=4)
 def _template(config: LanguageConfig) -> Language:
-    return initialize(config, np.random.default_rng(0))
+    return skeleton(config)
 
 
 def _slots(arrays: dict[str, Array], name: str, slots: Any) -> optim.Slots:

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..data import toy
 from ..data.corpora import Split
-from ..models.parameters import Experts, LanguageConfig, Mixture, Router
+from ..models.config import LanguageConfig
+from ..models.parameters import Experts, Mixture, Router
 from ..runs.settings import Settings
 from .training import Array, Model, fit
 
@@ -56,8 +57,8 @@ def connect(models: Sequence[Model], top_k: int, rng: np.random.Generator) -> Mo
         up, down = np.concatenate([p.up for p in parts]), np.concatenate([p.down for p in parts])
         gates = [p.gate for p in parts if p.gate is not None]
         weight = (rng.standard_normal((config.width, len(models))) * config.width**-0.5).astype(up.dtype)
-        experts = Experts(up, down, np.concatenate(gates) if gates else None)
-        return Mixture(Router(weight, None, None, None, None), experts, None)
+        experts = Experts(up=up, down=down, gate=np.concatenate(gates) if gates else None)
+        return Mixture(router=Router(weight=weight), experts=experts)
 
     blocks = tuple(replace(block, mixture=mixture(layer)) for layer, block in enumerate(params.blocks))
     width = config.top_k * config.expert_width

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.windows import evaluation_batches
+from ..models.config import LanguageConfig
 from ..models.language import forward
-from ..models.parameters import Language, LanguageConfig, Mixture
+from ..models.parameters import Language, Mixture
 from ..tree import tree_map
 from .training import Model, evaluate
 
@@ -52,7 +53,7 @@ def _only(p: Mixture, kept: Array) -> Mixture:
         noise=_columns(p.router.noise, kept),
         bias=_columns(p.router.bias, kept),
     )
-    return Mixture(router, tree_map(lambda stack: stack[kept], p.experts), p.shared)
+    return replace(p, router=router, experts=tree_map(lambda stack: stack[kept], p.experts))
 
 
 def _columns(a: Array | None, kept: Array) -> Array | None:

@@ -9,8 +9,10 @@ import numpy as np
 
 from .. import ops, optim
 from ..data.windows import Batch, TrainingWindows, evaluation_batches
+from ..models.config import LanguageConfig
+from ..models.initialise import initialize
 from ..models.language import forward
-from ..models.parameters import Language, LanguageConfig, initialize
+from ..models.parameters import Language
 from ..runs.settings import Settings
 from ..runs.state import NotFinite, State
 from ..tree import named, tree_map

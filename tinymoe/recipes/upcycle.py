@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..models.parameters import Experts, Language, LanguageConfig, Mixture, Router
+from ..models.config import LanguageConfig
+from ..models.parameters import Experts, Language, Mixture, Router
 from .training import Model
 
 Array = np.ndarray
@@ -48,9 +49,10 @@ def upcycle(
 
     def sparse(dense: Experts) -> Mixture:
         columns = rng.standard_normal((config.width, experts // split)) * config.width**-0.5
-        router = Router(np.repeat(columns, split, 1).astype(dtype), None, None, None, None)
+        router = Router(weight=np.repeat(columns, split, 1).astype(dtype))
+        up, down = copies(dense.up, 2), copies(split * dense.down, 1)
         gate = None if dense.gate is None else copies(dense.gate, 2)
-        return Mixture(router, Experts(copies(dense.up, 2), copies(split * dense.down, 1), gate), None)
+        return Mixture(router=router, experts=Experts(up=up, down=down, gate=gate))
 
     shape = replace(
         config,

@@ -6,8 +6,19 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from ..errors import UserError
-from ..models.parameters import ARCHITECTURES, EXPERT_KINDS, NORMS, POSITIONS, ROUTERS, SCORES, SHARED, LanguageConfig
-from ..models.picture import ENCODERS, FUSIONS, VisionConfig
+from ..models.config import (
+    ARCHITECTURES,
+    ENCODERS,
+    EXPERT_KINDS,
+    FUSIONS,
+    NORMS,
+    POSITIONS,
+    ROUTERS,
+    SCORES,
+    SHARED,
+    LanguageConfig,
+    VisionConfig,
+)
 from ..models.routers import LOSSES, Balancing, applicable
 from ..ops import PRIORITIES
 from ..optim import OPTIMIZERS

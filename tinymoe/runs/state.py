@@ -8,8 +8,9 @@ import numpy as np
 
 from .. import optim
 from ..errors import UserError
-from ..models.parameters import Language, LanguageConfig, initialize
-from ..models.picture import VisionConfig
+from ..models.config import LanguageConfig, VisionConfig
+from ..models.initialise import initialize, skeleton
+from ..models.parameters import Language
 from ..optim import sparsify
 from ..sparse import CSR
 from ..tree import named, with_leaves
@@ -104,7 +105,7 @@ def load_model(path: Path, keep_sparse: bool = False) -> tuple[Language, Languag
         shape: dict[str, Any] = metadata["config"]
         vision = shape["vision"] and VisionConfig(**{**shape["vision"], "image": tuple(shape["vision"]["image"])})
         config = LanguageConfig(**{**shape, "dense_layers": tuple(shape["dense_layers"]), "vision": vision})
-        template = initialize(config, np.random.default_rng(0))
+        template = skeleton(config)
         leaves, found = named(template), dict[str, Any]()
         for name, leaf in leaves.items():
             if f"{name}.indptr" in arrays:
