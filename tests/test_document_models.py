@@ -14,11 +14,11 @@ from tinymoe.documents import lstm_experts as d2_lstm
 from tinymoe.documents import sparse_gate as d1
 from tinymoe.documents import sparse_weights as d3
 from tinymoe.documents.layers import Dense, ExpertNetwork, new_expert
-from tinymoe.documents.training import mean_squared_error, train, values_of, with_values
+from tinymoe.documents.training import mean_squared_error, train
 from tinymoe.gradcheck import check_gradients
 from tinymoe.ops import one_hot, relu, sparse_linear
 from tinymoe.sparse import COO, CSR
-from tinymoe.tree import tree_map
+from tinymoe.tree import tree_map, values_of, with_values
 
 TEXTS = np.array(["the cat sat on the mat", "a dog ran in the park", "two birds over a hill", "she reads old books"])
 

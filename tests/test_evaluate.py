@@ -107,7 +107,7 @@ def test_a_token_needs_the_scores_of_the_tokens_up_to_its_own():
 def test_active_parameters_are_all_but_those_of_experts_that_get_no_gradient_from_a_token(options):
     config, params, rng = small(options)
     ids, targets = rng.integers(0, config.vocabulary, (2, 1, 1))
-    _, backward = loss(params, config, ids, targets, UNBALANCED)
+    _, backward = loss(params, config, Batch(ids, targets), UNBALANCED)
     idle = sum(
         one.size
         for block in backward().blocks

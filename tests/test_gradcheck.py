@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tinymoe import ops
+from tinymoe.data.windows import Batch
 from tinymoe.gradcheck import MarginError, check_gradients
 from tinymoe.models import language
 from tinymoe.models.config import LanguageConfig
@@ -241,7 +242,7 @@ def test_a_bug_anywhere_in_the_whole_model_is_caught_under_its_name(place):
 
     def model(*arrays):
         tree = with_leaves(params, dict(zip(leaves, arrays, strict=True)))
-        y, backward = language.loss(tree, config, ids, targets, Balancing(weight=0.1))
+        y, backward = language.loss(tree, config, Batch(ids, targets), Balancing(weight=0.1))
 
         def planted(dloss):
             gradients = named(backward(dloss))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinymoe import ops
-from tinymoe.data.pictures import images as im
+from tinymoe.data import pictures as im
 from tinymoe.errors import UserError
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tinymoe.check import __main__ as check
+from tinymoe.data.windows import Batch
 from tinymoe.models import language
 from tinymoe.models.config import LanguageConfig
 from tinymoe.models.initialise import initialize
@@ -93,18 +94,18 @@ def test_a_dense_layer_is_a_mixture_of_one_expert():
 
 def test_a_gradient_has_the_type_of_the_parameters_and_the_step_lowers_the_loss():
     params, ids, targets = setup()
-    (before, _), backward = loss(params, CONFIG, ids, targets)
+    (before, _), backward = loss(params, CONFIG, Batch(ids, targets))
     gradient = backward()
     assert isinstance(gradient, Language)
     assert named(gradient).keys() == named(params).keys()
     better = tree_map(lambda p, g: p - 0.1 * g, params, gradient)
-    assert loss(better, CONFIG, ids, targets)[0][0] < before
+    assert loss(better, CONFIG, Batch(ids, targets))[0][0] < before
 
 
 def test_the_balance_weight_reaches_the_gradient():
     params, ids, targets = setup()
     low, high = (
-        named(loss(params, CONFIG, ids, targets, Balancing(weight=w))[1]())["blocks.0.mixture.router.weight"]
+        named(loss(params, CONFIG, Batch(ids, targets), Balancing(weight=w))[1]())["blocks.0.mixture.router.weight"]
         for w in (0.0, 1.0)
     )
     assert np.abs(high - low).max() > 1e-4
@@ -112,7 +113,7 @@ def test_the_balance_weight_reaches_the_gradient():
 
 def test_backward_of_a_model_can_be_called_once_and_says_so():
     params, ids, targets = setup()
-    _, backward = loss(params, CONFIG, ids, targets)
+    _, backward = loss(params, CONFIG, Batch(ids, targets))
     backward()
     with pytest.raises(RuntimeError, match="freed its activations"):
         backward()
@@ -121,7 +122,7 @@ def test_backward_of_a_model_can_be_called_once_and_says_so():
 def test_float32_stays_float32():
     params = initialize(CONFIG, np.random.default_rng(0))
     ids, targets = np.random.default_rng(1).integers(0, 11, (2, 2, 5))
-    (total, _), backward = loss(params, CONFIG, ids, targets)
+    (total, _), backward = loss(params, CONFIG, Batch(ids, targets))
     assert total.dtype == np.float32
     assert {g.dtype for g in named(backward()).values()} == {np.dtype(np.float32)}
 
@@ -167,6 +168,6 @@ def test_activations_are_freed_block_by_block_on_the_way_back(monkeypatch):
     monkeypatch.setattr(language, "block", watched)
     config = LanguageConfig(**{**CONFIG.__dict__, "layers": 4})
     params, ids, targets = setup(config)
-    _, backward = loss(params, config, ids, targets)
+    _, backward = loss(params, config, Batch(ids, targets))
     backward()
     assert seen == [4, 3, 2, 1]

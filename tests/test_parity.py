@@ -12,6 +12,7 @@ import pytest
 
 from tinymoe import ops, optim
 from tinymoe.check.cases import cases
+from tinymoe.data.windows import Batch
 from tinymoe.models.config import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
@@ -258,7 +259,7 @@ def agree_on_model(seed, weight, shape=(3, 5), **options):
     balance = torch.stack(present).mean() if present else torch.zeros((), dtype=torch.float64)
     total = F.cross_entropy(logits, torch.from_numpy(targets).flatten()) + weight * balance
     of_forward, forward_back = forward(params, config, ids, masks[1], balancing=Balancing(weight=1.0))
-    of_loss, loss_back = loss(params, config, ids, targets, Balancing(weight=weight), masks[2])
+    of_loss, loss_back = loss(params, config, Batch(ids, targets), Balancing(weight=weight), masks[2])
     ours = of_loss[0], float(of_loss[1].balance), seen(of_loss[1].routed), of_forward[0], seen(of_forward[2])
     ours += (tuple(None if r is None else w for w, r in zip(of_forward[1], of_forward[2], strict=True)),)
     theirs = total, balance, routings, logits, routings, balances

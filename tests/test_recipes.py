@@ -18,8 +18,6 @@ from tinymoe.models.language import forward
 from tinymoe.models.routers import Situation
 from tinymoe.ops import cross_entropy
 from tinymoe.ops.distillation import distillation
-from tinymoe.optim import learning_rate
-from tinymoe.optim.trainer import Trainer
 from tinymoe.recipes import __main__ as command
 from tinymoe.recipes import search
 from tinymoe.recipes.distill import distill, taught
@@ -28,7 +26,7 @@ from tinymoe.recipes.prune import best, damage, prune_experts, usage
 from tinymoe.recipes.training import Model, advance, evaluate, fit, for_steps, new_model, start, token_losses
 from tinymoe.recipes.upcycle import upcycle
 from tinymoe.runs.settings import Settings, resolve
-from tinymoe.runs.state import load_model, new_state
+from tinymoe.runs.state import load_model, new_state, new_trainer
 from tinymoe.tree import named, tree_map
 
 RNG = np.random.default_rng(31)
@@ -236,7 +234,7 @@ def test_best_takes_the_highest_in_order_and_of_equals_the_first():
 # --- training -------------------------------------------------------------------------------------------------------
 
 TINY = for_steps(
-    Settings(
+    Settings.of(
         **{name: n for name, n in SMALL.items() if name != "vocabulary"}, experts=4, batch_size=4, warmup=2, workers=1
     ),
     6,
@@ -252,7 +250,7 @@ def same(a, b):
 
 
 def test_fit_leaves_its_input_alone_and_repeats_to_the_bit():
-    begin, settings = byte_model(TINY), replace(TINY, dropout=0.2)
+    begin, settings = byte_model(TINY), TINY.but(dropout=0.2)
     before = tree_map(np.copy, begin.params)
     once, again = (fit(Model(begin.params, settings.model), settings, TEXT) for _ in range(2))
     assert same(begin.params, before) and same(once.params, again.params) and not same(once.params, before)
@@ -266,12 +264,12 @@ def test_training_in_two_parts_is_training_in_one():
 
 
 def test_the_loop_takes_the_same_steps_as_the_trainer():
-    settings = replace(TINY, dropout=0.0)
+    settings = TINY.but(dropout=0.0)
     state = new_state(settings)
-    windows = TrainingWindows(TEXT, settings.context, settings.seed)
-    with Trainer(state, settings) as trainer:
-        for step in range(1, settings.steps + 1):
-            trainer.step(windows.batch(step, settings.batch_size))
+    windows = TrainingWindows(TEXT, settings.model.context, settings.run.seed)
+    with new_trainer(state, settings) as trainer:
+        for step in range(1, settings.run.steps + 1):
+            trainer.step(windows.batch(step, settings.training.batch_size))
     ours, theirs = named(fit(byte_model(settings), settings, TEXT).params), named(state.params)
     for name, a in ours.items():
         np.testing.assert_allclose(a, theirs[name], rtol=1e-4, atol=1e-6, err_msg=name)
@@ -317,7 +315,7 @@ def test_a_student_learns_more_from_a_good_teacher_than_from_the_text_alone(kind
         text.append(follows[text[-1], choice])
     tokens = np.array(text, np.uint8)
     teacher = fit(byte_model(TEACHER), TEACHER, tokens[:5000])
-    settings = replace(for_steps(TEACHER, 60), dense_layers=(0,) if kind == "dense" else ())
+    settings = for_steps(TEACHER, 60).but(dense_layers=(0,) if kind == "dense" else ())
     begin = byte_model(settings, 1)
     alone = evaluate(fit(begin, settings, tokens[:1000]), tokens[5000:])
     taught = evaluate(distill(teacher, begin, settings, tokens[:1000]), tokens[5000:])
@@ -325,7 +323,7 @@ def test_a_student_learns_more_from_a_good_teacher_than_from_the_text_alone(kind
 
 
 TEACHER = for_steps(
-    Settings(context=16, layers=1, width=16, heads=1, kv_heads=1, experts=2, top_k=2, expert_width=16, lr=0.01), 300
+    Settings.of(context=16, layers=1, width=16, heads=1, kv_heads=1, experts=2, top_k=2, expert_width=16, lr=0.01), 300
 )
 
 
@@ -357,7 +355,7 @@ def test_experts_trained_apart_share_their_trunk_and_nothing_else():
 
 def with_dense(settings):
     config = dense_shape(settings.model)
-    return replace(settings, experts=1, top_k=1, dense_layers=config.dense_layers)
+    return settings.but(experts=1, top_k=1, dense_layers=config.dense_layers)
 
 
 @pytest.mark.parametrize("kind", ["swiglu", "gelu"])
@@ -416,26 +414,26 @@ def test_all_shapes_of_a_budget_have_the_same_expert_weights_at_work():
     for shape in found:
         settings = search.with_candidate(TINY, shape)
         params = byte_model(settings).params
-        total, active = search.parameters(params, settings)
+        total, active = search.parameters(params, settings.model)
         experts = 2 * 3 * 12 * 24  # in two layers three matrices between D and K·F
         routers = 0 if shape.experts == 1 else 2 * 12 * shape.experts
-        rest = sum(p.size for name, p in named(params).items() if "mixture." not in name) - 255 * 12
+        rest = sum(p.size for name, p in named(params).items() if "mixture." not in name)
         assert active == rest + experts + routers
-        assert total == active + 255 * 12 + experts * (shape.experts - shape.top_k) // shape.top_k
+        assert total == active + experts * (shape.experts - shape.top_k) // shape.top_k
 
 
 def test_shapes_are_compared_at_a_constant_learning_rate():
     own = search.with_candidate(TINY, search.Shape(4, 2, 6))
-    rates = [learning_rate(step, own.lr, own.warmup, own.decay_steps, own.final_lr * own.lr) for step in (3, 6, 99)]
-    assert rates == pytest.approx([own.lr] * 3)
+    rates = [own.training.rate(step) for step in (3, 6, 99)]
+    assert rates == pytest.approx([own.training.lr] * 3)
 
 
 def test_search_trains_each_shape_on_from_where_it_was():
-    settings, candidates = replace(TINY, steps=3), search.shapes(8, 2)
+    settings, candidates = TINY.but(steps=3), search.shapes(8, 2)
     results, winner = search.search(settings, candidates, TEXT, TEXT, 2)
     assert [(r.shape, r.steps) for r in results[:2]] == [(shape, 3) for shape in candidates]
     assert results[2].steps == 6 and results[2].shape == min(results[:2], key=lambda r: r.loss).shape
-    own = replace(search.with_candidate(settings, results[2].shape), steps=6)
+    own = search.with_candidate(settings, results[2].shape).but(steps=6)
     assert same(winner.params, fit(byte_model(own), own, TEXT).params)
     assert results[2].loss == evaluate(winner, TEXT)
     assert sum(search.unbeaten(results)) >= 2

@@ -5,12 +5,13 @@ import pytest
 from test_train import assert_same_run, records, run, text, weights  # noqa: F401 (text is a fixture)
 
 from tinymoe import ops
+from tinymoe.data.windows import Batch
 from tinymoe.errors import UserError
 from tinymoe.models.config import ONE_CHOICE, ROUTERS, SCORES, SHARED, LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
+from tinymoe.models.objective import layer_report
 from tinymoe.models.routers import LOSSES, Balancing, applicable
-from tinymoe.optim.trainer import layer_report
 from tinymoe.train import __main__ as train
 from tinymoe.tree import named, tree_map
 
@@ -113,7 +114,7 @@ def test_more_padding_changes_nothing(router, training):
             np.pad(a, ((0, 0), (0, more)), constant_values=fill)
             for a, fill in ((ids, 5), (targets, -100), (mask, False))
         ]
-        (total, parts), backward = loss(params, config, wide[0], wide[1], balancing, noise, mask=wide[2])
+        (total, parts), backward = loss(params, config, Batch(*wide), balancing, noise)
         entropies = [layer_report(r).entropy for r in parts.routed if r is not None]
         results.append([total, entropies, *named(backward()).values()])
     for one_leaf, other in zip(*results, strict=True):
@@ -133,13 +134,13 @@ def test_padding_changes_nothing(router):
     balancing = Balancing(("switch", "importance") if "switch" in applicable(config) else (), 0.3, 0.1)
     results = []
     for filling in (ids, np.where(mask, ids, 7)):
-        (total, parts), backward = loss(params, config, filling, targets, balancing, mask=mask)
+        (total, parts), backward = loss(params, config, Batch(filling, targets, mask), balancing)
         results.append([total, *named(backward()).values()])
         for r in parts.routed:
             assert r.counts.sum() == (4 * 13 if router == "dense" else 13 if one else 26)
     for one_leaf, other in zip(*results, strict=True):
         np.testing.assert_allclose(one_leaf, other, rtol=1e-12, atol=1e-14)
-    (logits, _, _), _ = forward(params, config, ids, mask=mask)
+    (logits, _, _), _ = forward(params, config, Batch(ids, mask=mask))
     (alone, _, _), _ = forward(params, config, ids[1:, :5])
     np.testing.assert_allclose(logits.reshape(2, 8, -1)[1, :5], alone, rtol=1e-12)
 
@@ -148,7 +149,7 @@ def test_a_router_in_float64_inside_a_float32_model():
     params, config = model(router_float="float64")
     params = tree_map(lambda a: a.astype(np.float32), params)
     ids, targets = np.random.default_rng(4).integers(0, 11, (2, 3, 8))
-    (_, parts), backward = loss(params, config, ids, targets)
+    (_, parts), backward = loss(params, config, Batch(ids, targets))
     assert parts.routed[0].logits.dtype == np.float64
     assert {a.dtype for a in named(backward(np.float32(1))).values()} == {np.dtype(np.float32)}
 
@@ -163,7 +164,7 @@ def test_scores_and_shared_experts_train(scores, shared, text, tmp_path):  # noq
 def test_top_1_keeps_its_probability_so_that_the_router_learns():
     params, config = model(top_k=1)
     ids, targets = np.random.default_rng(5).integers(0, 11, (2, 3, 8))
-    _, backward = loss(params, config, ids, targets, Balancing((), 0.0))
+    _, backward = loss(params, config, Batch(ids, targets), Balancing((), 0.0))
     assert all(np.abs(b.mixture.router.weight).max() > 1e-6 for b in backward().blocks)
 
 

@@ -7,11 +7,11 @@ from tinymoe import optim
 from tinymoe.errors import UserError
 from tinymoe.models.language import forward
 from tinymoe.optim import sparsify
+from tinymoe.optim.sparsify import RECIPES, Sparsity
 from tinymoe.runs.checkpoint import load_arrays
-from tinymoe.runs.settings import RECIPES, Settings
 from tinymoe.runs.state import load_model, load_state
 from tinymoe.train import __main__ as train
-from tinymoe.tree import named
+from tinymoe.tree import named, with_role
 
 SMALL = (
     "--layers 2 --width 16 --heads 2 --kv-heads 1 --experts 4 --expert-width 8 --context 16 --batch-size 5 --warmup 5 "
@@ -27,7 +27,7 @@ def run(out, *more):
 
 def weights(state):
     leaves = named(state.params)
-    return {name: leaves[name] for name in sparsify.chosen(leaves)}
+    return {name: leaves[name] for name in with_role(state.params, "sparsifiable")}
 
 
 def zeros(w):
@@ -83,10 +83,10 @@ def test_a_fixed_mask_never_moves_and_rigl_moves_it(tmp_path):
 
 
 def test_sparse_initialisation_keeps_the_output_variance():
-    settings = Settings(sparsity="init", sparsity_level=0.9)
+    sparsity = Sparsity(sparsity="init", level=0.9)
     w = np.random.default_rng(0).standard_normal((400, 300))
     cut = w.copy()
-    sparsify.first_masks({"w": cut}, settings, np.random.default_rng(1))
+    sparsify.first_masks({"w": cut}, sparsity, np.random.default_rng(1))
     x = np.random.default_rng(2).standard_normal((500, 400))
     assert np.var(x @ cut) == pytest.approx(np.var(x @ w), rel=0.05)
 
@@ -101,8 +101,7 @@ def test_drop_and_grow_by_hand():
 
 
 def test_the_pruning_level_rises_along_a_cubic():
-    settings = Settings(sparsity_level=0.8, decay_steps=100)
-    levels = [sparsify.level_at(step, settings) for step in (0, 20, 45, 70, 100)]
+    levels = [Sparsity(level=0.8).level_at(step, 100) for step in (0, 20, 45, 70, 100)]
     np.testing.assert_allclose(levels, [0, 0, 0.8 * (1 - 0.5**3), 0.8, 0.8])
 
 
@@ -169,7 +168,7 @@ def test_lazy_sgd_without_memory_is_sgd_and_lazy_adam_is_not_adam():
     ("flags", "message"),
     [
         (["--sparsity", "magic"], "choose one of none, prune"),
-        (["--sparsity-level", "1"], "must be below 1"),
+        (["--sparsity-level", "1"], "at least 0 and below 1"),
         (["--sparsity-level", "-0.1"], "at least 0"),
         (["--sparsity-scope", "4:2"], "1 ≤ N ≤ M"),
         (["--sparsity-scope", "some"], "choose layer, global"),

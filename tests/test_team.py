@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 
 from tinymoe.data.windows import Batch
-from tinymoe.optim import trainer
 from tinymoe.optim.team import Team
 from tinymoe.runs.settings import Settings
-from tinymoe.runs.state import new_state
+from tinymoe.runs.state import new_state, new_trainer
 from tinymoe.tree import named
 
-SETTINGS = Settings(layers=1, width=8, heads=2, kv_heads=1, experts=3, expert_width=4, balance_weight=0.0, clip=0.0)
+SETTINGS = Settings.of(layers=1, width=8, heads=2, kv_heads=1, experts=3, expert_width=4, balance_weight=0.0, clip=0.0)
 
 
 def settings(**changes):
-    return Settings(**{**SETTINGS.__dict__, **changes}).validated()
+    return SETTINGS.but(**changes)
 
 
 def test_all_members_see_what_one_writes_and_errors_come_back():
@@ -42,13 +41,13 @@ def test_shards_add_up_to_the_batch(workers, accumulate):
     """Without the balance loss, which is a property of a shard; and with a batch that does not divide evenly."""
     batch = Batch(*np.random.default_rng(0).integers(0, 256, (2, 5, 6)))
     whole, cut = new_state(settings(workers=1)), new_state(settings(workers=1))
-    with trainer.Trainer(whole, settings(workers=1)) as one:
+    with new_trainer(whole, settings(workers=1)) as one:
         expected = one.step(batch)
-    with trainer.Trainer(cut, settings(workers=workers, accumulate=accumulate)) as several:
+    with new_trainer(cut, settings(workers=workers, accumulate=accumulate)) as several:
         found = several.step(batch)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert found.norm == pytest.approx(expected.norm, rel=1e-4)
-    assert [x.counts.tolist() for x in found.layers] == [x.counts.tolist() for x in expected.layers]
+    assert [x.counts.tolist() for x in found.details.layers] == [x.counts.tolist() for x in expected.details.layers]
     for name, p in named(whole.params).items():
         difference = np.abs(named(cut.params)[name] - p)
         assert np.median(difference) < 1e-7, name

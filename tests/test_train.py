@@ -205,7 +205,7 @@ def test_flags_override_the_file_and_the_file_the_preset(text, tmp_path):
     file = tmp_path / "c.toml"
     file.write_text(f'corpus = "{text}"\npreset = "quick"\nkv-heads = 1\nlr = 1\nsteps = 7\n')
     settings = arguments.prepare(["--config", str(file), "--out", str(tmp_path / "a"), "--steps", "9"]).settings
-    assert (settings.steps, settings.lr, settings.kv_heads, settings.layers) == (9, 1.0, 1, 2)
+    assert (settings.run.steps, settings.training.lr, settings.model.kv_heads, settings.model.layers) == (9, 1.0, 1, 2)
     again = arguments.prepare(["--config", str(tmp_path / "a/config.toml"), "--out", str(tmp_path / "b")]).settings
     assert again == settings
 
@@ -432,7 +432,7 @@ def test_a_reader_that_leaves_does_not_stop_the_training(text, tmp_path):
 def test_a_killed_worker_ends_the_run_with_one_sentence(text, tmp_path, monkeypatch, capsys):
     work = arguments.prepare(["--corpus", str(text), "--out", str(tmp_path / "a"), *SMALL, "--workers", "2"])
     with (
-        train.Trainer(work.state, work.settings) as trainer,
+        train.new_trainer(work.state, work.settings) as trainer,
         pytest.raises(UserError, match="worker process was ended"),
     ):
         for step in range(1, 5):

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tinymoe.data.pictures.images import encode_captions, shapes
 
 from tinymoe import ops, optim
-from tinymoe.data.pictures.images import encode_captions, shapes
+from tinymoe.data.windows import Batch
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models.config import ENCODERS, FUSIONS, LanguageConfig, VisionConfig
 from tinymoe.models.initialise import initialize
@@ -235,15 +236,14 @@ def test_training_lowers_the_loss_and_the_pictures_help(fusion):
     losses = []
     for step in range(1, 161):
         rows = rng.integers(0, len(pictures), 32)
-        options = {"mask": mask[rows], "images": pictures.images[rows]}
-        (_, parts), backward = loss(params, config, ids[rows], targets[rows], **options)
+        (_, parts), backward = loss(params, config, Batch(ids, targets, mask, pictures.images).take(rows))
         losses.append(parts.cross_entropy)
         for name, gradient in named(backward(np.float32(1))).items():
             optim.adamw(parameters[name], gradient, slots[name], lr=0.005, step=step)
     assert losses[-1] < 0.5 * losses[0]
 
     right, wrong = (
-        loss(params, config, ids, targets, mask=mask, images=images)[0][1].cross_entropy
+        loss(params, config, Batch(ids, targets, mask, images))[0][1].cross_entropy
         for images in (pictures.images, pictures.images[::-1])
     )
     assert right < 0.5 * wrong
@@ -253,6 +253,6 @@ def test_pictures_and_encoder_belong_together():
     config = LanguageConfig(layers=1, width=12, heads=2, kv_heads=2, vision=VisionConfig((4, 4, 1), 2, 12, "linear"))
     params = initialize(config, np.random.default_rng(0))
     with pytest.raises(ValueError, match="needs a picture for each text"):
-        loss(params, config, np.zeros((1, 2), int), np.zeros((1, 2), int))
+        loss(params, config, Batch(*np.zeros((2, 1, 2), int)))
     with pytest.raises(ValueError, match="width 12; it must be the model's, 16"):
         LanguageConfig(width=16, heads=2, kv_heads=2, vision=VisionConfig((4, 4, 1), 2, 12, "linear"))

@@ -4,25 +4,15 @@ Prints the prompt and then each character as soon as the model has chosen it.
 """
 
 import argparse
-import codecs
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from .errors import Parser, UserError, run
-from .models.sampling import generate
+from .models.sampling import decoded, generate
 from .runs.folder import MODEL
 from .runs.state import load_model
-
-
-def decoded(tokens: Iterable[int]) -> Iterator[str]:
-    """Bytes to text as they come; what is not UTF-8 becomes U+FFFD."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in tokens:
-        yield decoder.decode(bytes([token]))
-    yield decoder.decode(b"", final=True)
 
 
 def main(argv: list[str] | None = None) -> int:

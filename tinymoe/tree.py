@@ -62,7 +62,7 @@ def with_role(tree: Any, role: str) -> list[str]:
     return [name for name, of in roles(tree).items() if role in of]
 
 
-def values(tree: Any) -> dict[str, np.ndarray]:
+def values_of(tree: Any) -> dict[str, np.ndarray]:
     """The numbers that are trained, by dotted name: an array itself, of a sparse matrix its stored values (nnz,)."""
     return {name: leaf.data if isinstance(leaf, Sparse) else leaf for name, leaf in named(tree).items()}
 

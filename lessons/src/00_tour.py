@@ -42,7 +42,6 @@
 # Python and a little NumPy. You need not understand every line today: each has its own lesson later. No earlier lesson.
 
 # %%
-from dataclasses import replace
 
 import numpy as np
 
@@ -50,6 +49,7 @@ from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
 from tinymoe.data import toy
 from tinymoe.data.sources import new_source
+from tinymoe.data.windows import Batch
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models import language
 from tinymoe.models.accounting import active_parameters, parameters_by_part
@@ -57,9 +57,8 @@ from tinymoe.models.config import LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.sampling import generate
 from tinymoe.ops import metrics
-from tinymoe.optim.trainer import Trainer
 from tinymoe.runs.settings import resolve
-from tinymoe.runs.state import new_state
+from tinymoe.runs.state import new_state, new_trainer
 from tinymoe.tree import named, with_leaves
 
 # %% [markdown]
@@ -85,7 +84,7 @@ settings = resolve(
         "workers": 1,
     }
 )
-source = new_source(settings)
+source = new_source(settings.data, settings.model.context, settings.run.seed)
 print(source.size)
 print(toy.generate(150, np.random.default_rng(0)).text)
 
@@ -117,16 +116,16 @@ print(f"{'together':16} {sum(parts.values()):8,}, of which {working:,} work on e
 def train(settings, state):
     """Train `state` in place. Returns the loss of each step, and for each step and layer the tokens of each expert."""
     losses, counts = [], []
-    with Trainer(state, settings) as trainer:
-        while state.step < settings.steps:
-            report = trainer.step(source.batch(state.step + 1, settings.batch_size))
+    with new_trainer(state, settings) as trainer:
+        while state.step < settings.run.steps:
+            report = trainer.step(source.batch(state.step + 1, settings.training.batch_size))
             losses.append(report.loss)
-            counts.append([layer.counts for layer in report.layers])
+            counts.append([layer.counts for layer in report.details.layers])
         return np.array(losses), np.array(counts), trainer.evaluate(source.evaluation(100))[0]
 
 
 losses, counts, validation_loss = train(settings, state)
-print(f"optimiser {settings.optimizer}, {settings.steps} steps of {settings.batch_size} windows")
+print(f"optimiser {settings.training.optimizer}, {settings.run.steps} steps of {settings.training.batch_size} windows")
 print(f"training loss: first step {losses[0]:.2f}, mean of the last twenty {losses[-20:].mean():.2f} nats per byte")
 
 # %% [markdown]
@@ -138,7 +137,7 @@ print(f"training loss: first step {losses[0]:.2f}, mean of the last twenty {loss
 # %%
 figure, axes = new_figure()
 axes.plot(np.arange(1, len(losses) + 1), losses, label="training loss")
-axes.plot([settings.steps], [validation_loss], "ko", label="validation loss")
+axes.plot([settings.run.steps], [validation_loss], "ko", label="validation loss")
 axes.axhline(np.log(256), color="0.5", ls=":", label="knows nothing: ln 256")
 axes.axhline(source.entropy, color="#4393c3", ls="-.", label="entropy of the text")
 axes.set(xlabel="step", ylabel="loss in nats per byte", ylim=(0, None))
@@ -155,9 +154,9 @@ print(f"validation loss {validation_loss:.2f}, entropy {source.entropy:.2f} nats
 
 # %%
 for rate in (1e-4, 4e-3, 3e-1):
-    trial = replace(settings, lr=rate, steps=40)
+    trial = settings.but(lr=rate, steps=40)
     _, _, loss = train(trial, new_state(trial))
-    print(f"learning rate {rate:6g}: validation loss {loss:.2f} after {trial.steps} steps")
+    print(f"learning rate {rate:6g}: validation loss {loss:.2f} after {trial.run.steps} steps")
 
 # %% [markdown]
 # Too small is slow; too large overshoots. Now look inside. Is the work shared evenly? The **load** (负载) of an expert is its
@@ -167,9 +166,9 @@ for rate in (1e-4, 4e-3, 3e-1):
 figure, axes = new_figure(1, 2, sharey=True)
 for layer, panel in enumerate(axes):
     share = counts[:, layer] / counts[:, layer].sum(1, keepdims=True)
-    smooth = share.reshape(-1, 10, settings.experts).mean(1)  # over ten steps each
-    for expert in range(settings.experts):
-        panel.plot(np.arange(10, settings.steps + 1, 10), smooth[:, expert], label=f"expert {expert}")
+    smooth = share.reshape(-1, 10, settings.model.experts).mean(1)  # over ten steps each
+    for expert in range(settings.model.experts):
+        panel.plot(np.arange(10, settings.run.steps + 1, 10), smooth[:, expert], label=f"expert {expert}")
     panel.set(xlabel="step", ylim=(0, 0.6), title=f"layer {layer}")
 axes[0].set(ylabel="share of the visits")
 axes[1].legend(ncols=2)
@@ -208,13 +207,13 @@ show(figure, alt="A text of sums, brackets, words and sentences; long runs of le
 # dialect, which share has an expert among its two? A row adds up to 200%, and by chance alone each number would be 50%.
 
 # %%
-table = metrics.specialisation(indices, fresh.domains[: ids.size].astype(int), settings.experts, len(fresh.names))
+table = metrics.specialisation(indices, fresh.domains[: ids.size].astype(int), settings.model.experts, len(fresh.names))
 figure, axes = new_figure(height=2.8)
 axes.imshow(table, cmap="cividis", vmin=0, vmax=1, aspect="auto")
 axes.grid(False)
 for (dialect, expert), share in np.ndenumerate(table):
     axes.text(expert, dialect, f"{share:.0%}", ha="center", va="center", color="black" if share > 0.5 else "white")
-axes.set(xticks=range(settings.experts), yticks=range(len(fresh.names)), yticklabels=fresh.names)
+axes.set(xticks=range(settings.model.experts), yticks=range(len(fresh.names)), yticklabels=fresh.names)
 axes.set(xlabel="expert of the last layer", ylabel="dialect of the token")
 show(
     figure,
@@ -347,7 +346,7 @@ ids, targets = np.random.default_rng(2).integers(0, 11, (2, 3, 6))
 
 def loss_of_router(router):
     changed = with_leaves(params, named(params) | {"blocks.0.mixture.router.weight": router})
-    (loss, _), backward = language.loss(changed, shape, ids, targets)
+    (loss, _), backward = language.loss(changed, shape, Batch(ids, targets))
     return loss, lambda dloss: (named(backward(dloss))["blocks.0.mixture.router.weight"],)
 
 

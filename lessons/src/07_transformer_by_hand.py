@@ -41,6 +41,7 @@ from matplotlib.patches import Circle
 from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
 from tinymoe.data import toy
+from tinymoe.data.windows import Batch
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models import config, initialise, language
 from tinymoe.optim import adamw, new_slots
@@ -402,7 +403,7 @@ def library_names(tree):
 
 
 library = with_leaves(initialise.initialize(shape, rng), library_names(small))
-(its_loss, _), its_backward = language.loss(library, shape, ids, targets)
+(its_loss, _), its_backward = language.loss(library, shape, Batch(ids, targets))
 mine, its = library_names(backward(1.0)), named(its_backward(1.0))
 assert np.isclose(loss, its_loss, rtol=1e-12) and mine.keys() == its.keys()
 assert all(np.allclose(mine[name], its[name], rtol=1e-9, atol=1e-13) for name in its)

@@ -50,8 +50,7 @@ import numpy as np
 from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
 from tinymoe.gradcheck import check_gradients
-from tinymoe.optim.sparsify import constrain, drop_and_grow, penalize
-from tinymoe.runs.settings import Settings
+from tinymoe.optim.sparsify import Sparsity, constrain, drop_and_grow, penalize
 from tinymoe.sparse import CSR, magnitude_mask, prune_n_m, sparse_normal, sparse_plus_low_rank
 
 # %% [markdown]
@@ -336,12 +335,12 @@ assert np.array_equal(magnitude_mask(w, 0.5).ravel(), largest(np.abs(w).ravel(),
 assert np.array_equal(prune_n_m(w, 2, 4).ravel(), two_of_four(w))  # (3)
 
 stepped = w.copy()
-constrain(stepped, {}, Settings(sparsity="l1-proximal", l1=0.5), step=1, lr=0.3)
+constrain(stepped, {}, Sparsity(sparsity="l1-proximal", l1=0.5), step=1, end=10, lr=0.3)
 assert np.allclose(stepped, soft(w, 0.3 * 0.5), rtol=1e-12)  # (5)
 
 cut, slope = w.copy(), matrix.copy()
-constrain(cut, {}, Settings(sparsity="iht", sparsity_level=0.5, sparsity_every=1), step=1, lr=0.3)
-penalize(w, slope, Settings(sparsity="l1", l1=0.5))
+constrain(cut, {}, Sparsity(sparsity="iht", level=0.5, every=1), step=1, end=10, lr=0.3)
+penalize(w, slope, Sparsity(sparsity="l1", l1=0.5))
 assert np.array_equal(cut.ravel(), w.ravel() * largest(np.abs(w).ravel(), 32))  # (6), after its step
 assert np.allclose(slope, matrix + 0.5 * np.sign(w), rtol=1e-12)  # (4)
 

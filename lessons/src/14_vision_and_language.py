@@ -42,7 +42,7 @@ import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
-from tinymoe.data.pictures import images
+from tinymoe.data.pictures import encode_captions, patches, shapes
 from tinymoe.data.windows import Batch
 from tinymoe.documents.big_language_model import text_to_vector
 from tinymoe.gradcheck import check_gradients
@@ -50,9 +50,8 @@ from tinymoe.models import captions as captioning
 from tinymoe.models import language
 from tinymoe.models.vision import encode
 from tinymoe.ops import metrics
-from tinymoe.optim.trainer import Trainer
 from tinymoe.runs.settings import resolve
-from tinymoe.runs.state import new_state
+from tinymoe.runs.state import new_state, new_trainer
 
 # %% [markdown]
 # ## Picture
@@ -63,7 +62,7 @@ from tinymoe.runs.state import new_state
 # are drawn by the library, and with each comes a sentence. The lines show where it is cut.
 
 # %%
-split = images.shapes(0, train=3000, val=300, held_out=300)
+split = shapes(0, train=3000, val=300, held_out=300)
 
 
 def easy(pictures):  # four of the shapes, which a small model can tell apart in a minute
@@ -197,12 +196,12 @@ settings = resolve(
     | {"top_k": 2, "expert_width": 32, "tied": False, "batch_size": 16, "lr": 6e-3, "warmup": 20, "steps": 850}
     | {"decay_steps": 850, "weight_decay": 0.0, "dropout": 0.0, "word_drop": 0.0, "workers": 1}
 )
-state, data, losses = new_state(settings), images.encode_captions(train_set.captions, LENGTH), []
+state, data, losses = new_state(settings), encode_captions(train_set.captions, LENGTH), []
 params, config = state.params, settings.model
-rng = np.random.default_rng(settings.seed)
-with Trainer(state, settings) as trainer:
-    while state.step < settings.steps:
-        rows = rng.integers(0, len(train_set), settings.batch_size)
+rng = np.random.default_rng(settings.run.seed)
+with new_trainer(state, settings) as trainer:
+    while state.step < settings.run.steps:
+        rows = rng.integers(0, len(train_set), settings.training.batch_size)
         losses.append(trainer.step(Batch(*(part[rows] for part in data), train_set.images[rows])).loss)
 
 # %%
@@ -253,11 +252,11 @@ for name, source in (("new pictures", new_set), ("combinations never seen", unse
 # else's, and with a black one.
 
 # %%
-batch = images.encode_captions(new_set.captions, LENGTH)
+batch = encode_captions(new_set.captions, LENGTH)
 others = np.roll(new_set.images, 1, axis=0)
 found = {}
 for name, pictures in (("right", new_set.images), ("another's", others), ("black", 0 * others)):
-    (loss, parts), _ = language.loss(params, config, batch.ids, batch.targets, images=pictures)
+    (loss, parts), _ = language.loss(params, config, Batch(batch.ids, batch.targets, images=pictures))
     found[name] = parts.cross_entropy
 figure, axes = new_figure(height=2.2)
 axes.barh(list(found), list(found.values()), color=["0.2", "0.5", "0.7"])
@@ -274,7 +273,7 @@ print({name: round(float(value), 3) for name, value in found.items()}, "can't se
 # **Who uses which expert?** Here are the routers' choices for all new pictures, patches and letters apart.
 
 # %%
-(_, _, routed), _ = language.forward(params, config, batch.ids, mask=batch.mask, images=new_set.images)
+(_, _, routed), _ = language.forward(params, config, Batch(batch.ids, mask=batch.mask, images=new_set.images))
 R = config.vision.rows
 figure, axes = new_figure(1, 2, height=2.6, sharey=True)
 counts = []
@@ -352,7 +351,7 @@ show(figure, alt="A picture, its patches shaded by expert, and its caption with 
 # %%
 rng = np.random.default_rng(0)
 picture = new_set.images[:2]
-rows = images.patches(picture, 5)
+rows = patches(picture, 5)
 assert all(np.array_equal(rows[b], cut(picture[b], 5)) for b in range(2))
 
 p = params.vision
@@ -447,7 +446,7 @@ def choose_two(scores, rng, training):
 scores = rng.standard_normal((200, 4))
 once, again = (choose_two(scores, rng, training=False) for _ in range(2))
 print(f"rows with another second expert in the second evaluation: {(once != again).any(1).mean():.0%}")
-twice = [language.forward(params, config, batch.ids[:5], images=new_set.images[:5])[0][0] for _ in range(2)]
+twice = [language.forward(params, config, Batch(batch.ids[:5], images=new_set.images[:5]))[0][0] for _ in range(2)]
 print("our model, evaluated twice, equal to the bit:", np.array_equal(*twice))
 
 # %% [markdown]

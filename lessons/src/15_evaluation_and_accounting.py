@@ -60,13 +60,13 @@ from tinymoe.models.config import LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.sampling import generate
 from tinymoe.optim import sparsify
-from tinymoe.optim.team import Team
+from tinymoe.optim.one_core import one_core
 from tinymoe.recipes import search, training
 from tinymoe.runs.settings import resolve
 from tinymoe.sparse import magnitude_mask
 from tinymoe.systems import dispatchers
 from tinymoe.systems.all_reduce import ring_all_reduce
-from tinymoe.tree import named, with_leaves
+from tinymoe.tree import named, with_leaves, with_role
 
 # %% [markdown]
 # ## Picture
@@ -76,7 +76,7 @@ from tinymoe.tree import named, with_leaves
 
 # %%
 base = resolve({"preset": "quick", "corpus": ("toy",), "layers": 1, "width": 32, "context": 32, "batch_size": 16})
-base = replace(base, lr=6e-3, final_lr=1.0)  # final_lr: the learning rate stays where it is
+base = base.but(lr=6e-3, final_lr=1.0)  # final_lr: the learning rate stays where it is
 SHAPES = {
     "mixture": {"experts": 8, "top_k": 2, "expert_width": 64},
     # one expert is a dense layer; the first is as wide as the two that a token visits, the second as all eight
@@ -85,12 +85,12 @@ SHAPES = {
 }
 sizes, points = {}, {}
 for name, shape in SHAPES.items():
-    config = replace(base, **shape).model
-    leaves = named(initialize(config, np.random.default_rng(0)))
+    config = base.but(**shape).model
+    leaves = named(params := initialize(config, np.random.default_rng(0)))
     sizes[name] = sum(leaf.size for leaf in leaves.values())
     points[name] = sizes[name], accounting.flops_per_token(config, 32)
     if name == "dense, equal work":
-        gone = 0.9 * sum(leaves[leaf].size for leaf in sparsify.chosen(leaves))
+        gone = 0.9 * sum(leaves[leaf].size for leaf in with_role(params, "sparsifiable"))
         points["the same, 90 % zeros"] = points[name][0] - gone, points[name][1] - 2 * gone
 
 # %%
@@ -189,18 +189,18 @@ print("(3) Mixtral: {:,} parameters, {:,} active".format(*count(4096, 14336, 8, 
 # ## Code
 #
 # **How good.** First, rivals to judge: three models of the picture, from four seeds each. They train in turns, ten steps at a
-# time, so that a busy moment of the machine hits all alike. The small one goes on for longer. `Team(1, {})` means one thread.
+# time, so that a busy moment of the machine hits all alike. The small one goes on for longer. `one_core()` means one thread.
 
 # %%
 texts = corpora.load_split(("toy",), 32)
 states = {}
 models, window_losses, curves, seconds = ({name: [] for name in SHAPES} for _ in range(4))
-with Team(1, {}):
+with one_core():
     for seed, step in product(range(4), range(10, 201, 10)):
         for name, shape in SHAPES.items():
             if step > 120 and name != "dense, equal work":
                 continue
-            run = replace(base, seed=seed, **shape)
+            run = base.but(seed=seed, **shape)
             if step == 10:
                 states[name] = training.start(training.new_model(run.model, seed), run)
                 models[name].append(training.Model(states[name].params, run.model))
@@ -284,7 +284,7 @@ for rival in ("dense, equal work", "dense, equal size"):
 # on 3,000 bytes again and again, and text of another kind, the documentation of Python.
 
 # %%
-with Team(1, {}):
+with one_core():
     run = replace(base, **SHAPES["mixture"])
     crammer = training.start(training.new_model(run.model, 0), run)
     training.advance(crammer, run.model, run, texts.train[:3000], 240)
@@ -397,9 +397,9 @@ def write(params):
     return list(generate(params, shape, np.full(40, 10), 4, 0.8, 0.95, np.random.default_rng(0)))
 
 
-with Team(1, {}):
+with one_core():
     for level in (0.5, 0.9, 0.99):
-        cut = {name: leaves[name] * magnitude_mask(leaves[name], level) for name in sparsify.chosen(leaves)}
+        cut = {name: leaves[name] * magnitude_mask(leaves[name], level) for name in with_role(full, "sparsifiable")}
         filled = with_leaves(full, leaves | cut)
         csr = with_leaves(full, leaves | {name: sparsify.as_csr(w) for name, w in cut.items()})
         assert write(filled) == write(csr)
@@ -471,8 +471,8 @@ show(figure, alt="The all-reduce is a level line; the all-to-all rises with the 
 # most as bad, and better in one of the two.
 
 # %%
-with Team(1, {}):
-    results, _ = search.search(replace(base, steps=30), search.shapes(128, 16), texts.train, texts.val, rungs=3)
+with one_core():
+    results, _ = search.search(base.but(steps=30), search.shapes(128, 16), texts.train, texts.val, rungs=3)
 work = [accounting.flops_per_token(search.with_candidate(base, r.shape).model, 32) for r in results]
 print(f"operations per token: {min(work):,.0f} to {max(work):,.0f}")
 figure, panels = new_figure(1, 2, height=2.8)

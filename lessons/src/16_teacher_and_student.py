@@ -69,7 +69,7 @@ dense_config = dense_shape(sparse_config)  # the same, with one wider network in
 
 
 def train(model, steps, seed, tokens=text.train):
-    return fit(model, with_shape(for_steps(replace(base, seed=seed), steps), model.config), tokens)
+    return fit(model, with_shape(for_steps(base.but(seed=seed), steps), model.config), tokens)
 
 
 def loss_of(model):
@@ -163,7 +163,7 @@ print("D", y, " on paper", 4 * (0.75 * np.log(3) - np.log(2)), " gradient", back
 # %%
 for seed in (1, 2):
     student = new_model(sparse_config, seed)
-    settings = with_shape(for_steps(replace(base, seed=seed), 60), sparse_config)
+    settings = with_shape(for_steps(base.but(seed=seed), 60), sparse_config)
     alone = loss_of(train(student, 60, seed))
     taught = [loss_of(distill(teacher, student, settings, text.train, 0.9, T)) for T in (1.0, 2.0)]
     print(f"seed {seed}: alone {alone:.3f}, taught at T = 1 {taught[0]:.3f}, at T = 2 {taught[1]:.3f}")
@@ -250,7 +250,7 @@ print(
 
 # %%
 start = train(new_model(dense_config, 4), 60, 4)
-settings = with_shape(for_steps(replace(base, seed=4), 40), dense_config)
+settings = with_shape(for_steps(base.but(seed=4), 40), dense_config)
 apart = train_apart(start, settings, np.array_split(text.train, 4))
 connected = connect(apart, 2, np.random.default_rng(4))
 joint = train(upcycle(*start, 4, 2, np.random.default_rng(4)), 80, 4)

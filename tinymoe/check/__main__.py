@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.windows import Batch
 from ..errors import Parser, UserError, run
 from ..gradcheck import TOLERANCE, MarginError, Report, check_gradients
 from ..models.config import LanguageConfig, VisionConfig
@@ -164,7 +165,7 @@ def _check_language(config: LanguageConfig, method: str, seed: int) -> Report:
     def language_loss(*arrays: np.ndarray) -> Any:
         tree = with_leaves(params, dict(zip(leaves, arrays, strict=True)))
         options = Balancing(applicable(config), 0.1, 0.01), np.random.default_rng(seed)
-        y, backward = loss(tree, config, ids, targets, *options, mask=mask, shares=shares, images=images)
+        y, backward = loss(tree, config, Batch(ids, targets, mask, images), *options, shares=shares)
         return y, lambda dloss: tuple(named(backward(dloss)).values())
 
     return check_gradients(language_loss, *leaves.values(), names=list(leaves), method=method, seed=seed)

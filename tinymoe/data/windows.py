@@ -1,29 +1,40 @@
 """From a long row of tokens to batches of windows: a window's targets are its tokens shifted by one."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 Array = np.ndarray
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Texts of one length, with what is known about them."""
+
     ids: Array  # (B, T) int
-    targets: Array  # (B, T) int, the token that follows each; −100 where there is none to predict
-    mask: Array | None = None  # (B, T) bool, False for padding
+    targets: Array | None = None  # (B, T) int, the token that follows each; −100 where there is none to predict
+    mask: Array | None = (
+        None  # (B, T) bool, False for padding, which stands at the end and has no target; None without any
+    )
     images: Array | None = None  # (B, H, W, C) what the texts are about
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def take(self, rows: Array) -> "Batch":
         """Some of the sequences."""
-        mask, images = (None if part is None else part[rows] for part in (self.mask, self.images))
-        return Batch(self.ids[rows], self.targets[rows], mask, images)
+        ids, targets, mask, images = (
+            None if part is None else part[rows] for part in (self.ids, self.targets, self.mask, self.images)
+        )
+        assert ids is not None
+        return Batch(ids, targets, mask, images)
 
     @property
     def predicted(self) -> int:
         """How many targets there are."""
-        return int((self.targets != -100).sum())
+        return 0 if self.targets is None else int((self.targets != -100).sum())
 
 
 def cut(tokens: Array, starts: Array, length: int) -> Batch:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..ops import combine, dispatch, embedding, group_by_expert, grouped_linear, linear, load_balance, top_k_gate
-from ..optim import adamw, lazy
+from ..tree import leaf
 from .training import mean_squared_error, train
 
 Array = np.ndarray
@@ -32,8 +32,8 @@ Array = np.ndarray
 @dataclass
 class Parameters:
     keys: Array  # (D, E)  column i is e_i
-    weight: Array  # (E, D, C)
-    bias: Array  # (E, C)
+    weight: Array = leaf("expert")  # (E, D, C)
+    bias: Array = leaf("expert")  # (E, C)
 
 
 def network(x, p: Parameters, k: int):
@@ -122,7 +122,7 @@ class SparseExpertModel:
     def train(self, x: Array, targets: Array, epochs: int = 100, **options: Any) -> list[float]:
         """Returns the mean loss of each epoch; options are those of `training.train`."""
         loss_of = partial(squared_loss, k=self.k, balance=self.balance)
-        settings: dict[str, Any] = {"epochs": epochs, "rng": self.rng, "update": lazy(adamw)} | options
+        settings: dict[str, Any] = {"epochs": epochs, "rng": self.rng, "lazy": True} | options
         curve = []
         for p, loss in train(self.parameters, loss_of, (x, targets), **settings):
             self.parameters = p

@@ -1,29 +1,31 @@
-"""What the models share: their parameters as plain arrays, training by Adam on mini-batches, and the loss of numbers."""
+"""What the models share: training by the common trainer on mini-batches of rows, and the loss of numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic
 
 import numpy as np
 
-from ..optim import adamw, new_slots
-from ..sparse import Sparse
-from ..tree import Tree, named, with_leaves
+from ..data.rows import Rows
+from ..optim.trainer import Objective, Trainer, Training, fresh
+from ..tree import Tree, tree_map, with_values
 
 Array = np.ndarray
 
 
-def values_of(tree: Any) -> dict[str, Array]:
-    """The numbers that are trained, by dotted name: an array itself, of a sparse matrix its stored values (Z,)."""
-    return {name: leaf.data if isinstance(leaf, Sparse) else leaf for name, leaf in named(tree).items()}
+@dataclass(frozen=True, eq=False)
+class RowLoss(Objective, Generic[Tree]):
+    """A loss of the parameters and some rows: loss(parameters, *arrays) → loss, backward(dloss) → gradient."""
 
+    like: Tree  # parameters of the right shapes; of a sparse matrix, the pattern
+    loss: Callable[..., Any]
 
-def with_values(tree: Tree, values: dict[str, Array]) -> Tree:
-    """The same tree with other numbers; what a sparse matrix does not store stays zero."""
-    leaves: dict[str, Any] = dict(values)
-    for name, leaf in named(tree).items():
-        if isinstance(leaf, Sparse):
-            leaves[name] = leaf.with_data(values[name])
-    return with_leaves(tree, leaves)
+    def params(self, leaves: dict[str, Array]) -> Tree:
+        return with_values(self.like, leaves)
+
+    def __call__(self, params: Tree, batch: Rows, rng: np.random.Generator) -> Any:
+        loss, backward = self.loss(params, *batch.arrays)
+        return (loss, None), backward
 
 
 def train(
@@ -35,31 +37,36 @@ def train(
     rng: np.random.Generator,
     batch_size: int = 32,
     learning_rate: float = 0.01,
-    update: Callable[..., None] = adamw,
+    lazy: bool = False,
 ) -> Iterator[tuple[Tree, float]]:
     """Yields new parameters and the mean training loss after each epoch; those passed in stay as they are.
 
-    loss    loss(parameters, *rows) returns loss, backward; backward(1.0) the gradient, of the type of the parameters
-    data    arrays of one length, from which each batch takes the same rows
-    update  of `optim`: adamw, or its lazy form
+    loss  loss(parameters, *rows) returns loss, backward; backward(1.0) the gradient, of the type of the parameters
+    data  arrays of one length, from which each batch takes the same rows
+    lazy  whether experts without rows in a batch stay as they are
 
     Raises ValueError when there are no rows, or not equally many.
     """
-    lengths = {len(array) for array in data}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"the data have {sorted(lengths)} rows; all arrays must have equally many, at least one")
-    values = {name: v.copy() for name, v in values_of(parameters).items()}
-    slots = {name: new_slots("adamw", v) for name, v in values.items()}
-    step = 0
-    for _ in range(epochs):
-        order, total = rng.permutation(len(data[0])), 0.0
-        for start in range(0, len(order), batch_size):
-            rows, step = order[start : start + batch_size], step + 1
-            batch_loss, backward = loss(with_values(parameters, values), *(array[rows] for array in data))
-            for name, gradient in values_of(backward(1.0)).items():
-                update(values[name], gradient, slots[name], lr=learning_rate, step=step, beta2=0.999)
-            total += float(batch_loss) * len(rows)
-        yield with_values(parameters, {name: v.copy() for name, v in values.items()}), total / len(order)
+    rows, objective = Rows(tuple(data)), RowLoss(parameters, loss)
+    training = Training(
+        batch_size=batch_size,
+        lr=learning_rate,
+        final_lr=1.0,
+        warmup=0,
+        beta2=0.999,
+        weight_decay=0.0,
+        clip=0.0,
+        lazy=lazy,
+    )
+    with Trainer(fresh(copied(parameters), training), objective, training) as trainer:
+        for _ in range(epochs):
+            total = sum(trainer.step(batch).loss * len(batch) for batch in rows.batches(batch_size, rng))
+            yield copied(trainer.params), total / len(rows)
+
+
+def copied(parameters: Tree) -> Tree:
+    """The same numbers in arrays of their own; a sparse matrix, which can't be written to, as it is."""
+    return tree_map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, parameters)
 
 
 def mean_squared_error(y, targets):

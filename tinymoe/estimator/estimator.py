@@ -22,9 +22,9 @@ from typing import Any, Self
 import numpy as np
 
 from .. import ops
-from ..optim import adamw, learning_rate, new_slots
-from ..tree import named
-from .network import Choice, initialize, mixture_loss, network
+from ..data.rows import Rows
+from ..optim.trainer import NotFinite, Trainer, Training, fresh
+from .network import Choice, MixtureObjective, initialize, network
 
 Array = np.ndarray
 
@@ -74,8 +74,7 @@ class SparseMoeModel:
         rng = np.random.default_rng(self.random_state)
         self.network_ = initialize(rng, x.shape[1], self.hidden, outputs, self.experts)
         self._k = self.k  # what `predict` goes by, whatever `set_params` says later
-        with np.errstate(over="ignore", invalid="ignore"):  # `_epochs` raises a clear error instead
-            self.loss_curve_ = list(self._epochs((x - self._x_mean) / self._x_scale, targets, rng))
+        self.loss_curve_ = list(self._epochs((x - self._x_mean) / self._x_scale, targets, rng))
         return self
 
     def _targets(self, y: Any, n: int) -> tuple[Array, int]:
@@ -106,27 +105,28 @@ class SparseMoeModel:
 
     def _epochs(self, x, targets, rng):
         """Train; yields the mean loss of each epoch."""
-        parameters = named(self.network_)
-        slots = {name: new_slots("adamw", p) for name, p in parameters.items()}
-        n, step = len(x), 0
-        per_epoch = -(-n // self.batch_size)
-        adam = {"beta2": 0.999, "weight_decay": self.weight_decay / per_epoch}
-        for epoch in range(1, self.epochs + 1):
-            order, total = rng.permutation(n), 0.0
-            for start in range(0, n, self.batch_size):
-                rows, step = order[start : start + self.batch_size], step + 1
-                loss, backward = mixture_loss(self.network_, x[rows], targets[rows], self.k, self.balance)
-                gradients = named(backward(1.0))
-                lr = learning_rate(step, self.learning_rate, 0, self.epochs * per_epoch, 0.0)
-                for name, p in parameters.items():
-                    adamw(p, gradients[name], slots[name], lr=lr, step=step, **adam)
-                total += float(loss) * len(rows)
-            if not math.isfinite(total):
-                raise ValueError(
-                    f"the loss is not finite in epoch {epoch}; "
-                    f"learning_rate is {self.learning_rate}, choose a smaller one"
-                )
-            yield total / n
+        rows, objective = Rows((x, targets)), MixtureObjective(self.k, self.balance)
+        per_epoch = -(-len(rows) // self.batch_size)
+        training = Training(
+            batch_size=self.batch_size,
+            lr=self.learning_rate,
+            final_lr=0.0,
+            warmup=0,
+            decay_steps=self.epochs * per_epoch,
+            beta2=0.999,
+            weight_decay=self.weight_decay / per_epoch,
+            clip=0.0,
+        )
+        with Trainer(fresh(self.network_, training), objective, training) as trainer:
+            for epoch in range(1, self.epochs + 1):
+                try:
+                    total = sum(trainer.step(batch).loss * len(batch) for batch in rows.batches(self.batch_size, rng))
+                except NotFinite:
+                    raise ValueError(
+                        f"the loss is not finite in epoch {epoch}; "
+                        f"learning_rate is {self.learning_rate}, choose a smaller one"
+                    ) from None
+                yield total / len(rows)
 
     def predict(self, X: Any) -> Array:
         """The most probable class of each row; or its number, in the shape that y had."""
@@ -205,6 +205,8 @@ class SparseMoeModel:
             value = getattr(self, name)
             if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
                 raise ValueError(f"{name} is {value!r}; it must be a finite number, 0 or more")
+        if self.learning_rate == 0:
+            raise ValueError("learning_rate is 0; nothing would be learnt, so it must be above 0")
         if self.task not in ("auto", "classification", "regression"):
             raise ValueError(f"task is {self.task!r}; allowed are 'auto', 'classification' and 'regression'")
 

@@ -12,13 +12,16 @@ document on sparse experts as a new view of the LLM, §3 and §4: sub-models θ_
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import ops
+from ..data.rows import Rows
 from ..ops.gates import pick
 from ..ops.likelihood import cross_entropies, half_squared_errors, mixture_likelihood
+from ..optim.trainer import Objective
+from ..tree import leaf
 
 Array = np.ndarray
 
@@ -27,9 +30,9 @@ Array = np.ndarray
 class Network:
     """The parameters. The last row of each matrix is the bias: the weight of an input that is always 1."""
 
-    gate: Array  # (D+1, E)
-    up: Array  # (E, D+1, F)
-    down: Array  # (E, F+1, C)  C outputs: targets or classes
+    gate: Array = leaf("matrix")  # (D+1, E)
+    up: Array = leaf("matrix", "expert")  # (E, D+1, F)
+    down: Array = leaf("matrix", "expert")  # (E, F+1, C)  C outputs: targets or classes
 
 
 class Choice(NamedTuple):
@@ -103,6 +106,22 @@ def mixture_loss(p: Network, x, targets, k: int, balance: float):
         return network_back(doutputs, dlogits + dlogits_balance)
 
     return loss, backward
+
+
+@dataclass(frozen=True)
+class MixtureObjective(Objective):
+    """`mixture_loss` of some rows and their targets."""
+
+    k: int
+    balance: float
+
+    def params(self, leaves: dict[str, Array]) -> Network:
+        return Network(**leaves)
+
+    def __call__(self, params: Network, batch: Rows, rng: np.random.Generator) -> Any:
+        x, targets = batch.arrays
+        loss, backward = mixture_loss(params, x, targets, self.k, self.balance)
+        return (loss, None), backward
 
 
 def with_ones(x):

@@ -17,19 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import ops
 from ..data import corpora
 from ..data.sources import CaptionSource
-from ..data.windows import Batch, evaluation_batches
+from ..data.windows import evaluation_batches
 from ..errors import Parser, UserError, run, say
 from ..models.accounting import active_parameters, flops_by_part, flops_per_caption, parameters_by_part
 from ..models.captions import balance_by_modality, exact
-from ..models.config import LanguageConfig
-from ..models.language import forward
+from ..models.evaluation import Measured, measure
 from ..models.long_text import chunk_losses, overlapping_loss
 from ..models.parameters import Language
 from ..ops import metrics
-from ..optim.team import Team
+from ..optim.one_core import one_core
 from ..runs.checkpoint import load_arrays, write_atomically
 from ..runs.folder import CHECKPOINT, CONFIG, MODEL, read_metrics
 from ..runs.settings import Settings, resolve
@@ -103,10 +101,10 @@ def load_run(folder: Path) -> Trained:
     if config != settings.model:
         raise UserError(f"{folder / CONFIG} and the {MODEL} beside it are not of the same run; restore one of them")
     corpus: corpora.Split | CaptionSource
-    if settings.task == "caption":
-        corpus = CaptionSource(settings)
+    if settings.data.task == "caption":
+        corpus = CaptionSource(settings.data, settings.run.seed)
     else:
-        corpus = corpora.load_split(settings.corpus, settings.context, settings.seed)
+        corpus = corpora.load_split(settings.data.corpus, settings.model.context, settings.run.seed)
     if (folder / CHECKPOINT).exists():
         trained_on = load_arrays(folder / CHECKPOINT)[1].get("corpus_sha256")
         if trained_on != corpus.sha256:
@@ -129,50 +127,23 @@ def other_texts(names: Sequence[str], work: Trained) -> list[Text]:
     Without names it is what the model was not trained on of the toy text and Python's documentation.
     Raises UserError for a corpus that can't be read or is shorter than a window.
     """
-    settings, texts = work.settings, []
+    data, context, seed = work.settings.data, work.settings.model.context, work.settings.run.seed
+    texts = []
     chosen = names or [name for name in ("toy", "pydoc") if name not in work.corpus.name.split("+")]
     for name in dict.fromkeys(n if corpora.is_name(n) else str(Path(n).resolve()) for n in chosen):
-        if name in settings.corpus:
-            split = corpora.load_split((name,), settings.context, settings.seed)
+        if name in data.corpus:
+            split = corpora.load_split((name,), context, seed)
             texts.append(Text(f"{name}, held out", split.val, split.entropy))
             continue
-        corpus = corpora.load(name, settings.seed)
+        corpus = corpora.load(name, seed)
         tokens = np.frombuffer(corpus.text.encode(), np.uint8)
-        if len(tokens) <= settings.context:
+        if len(tokens) <= context:
             raise UserError(
-                f"the corpus {name} has {len(tokens)} bytes; the model's windows of {settings.context} need at least "
-                f"{settings.context + 1}"
+                f"the corpus {name} has {len(tokens)} bytes; the model's windows of {context} need at least "
+                f"{context + 1}"
             )
         texts.append(Text(corpus.name, tokens, corpus.entropy))
     return texts
-
-
-class Measured(NamedTuple):
-    loss: float  # nats per token
-    accuracy: float  # share of tokens that the model thought the most likely
-    tokens: int  # predicted
-    seconds: float  # in the forward pass
-    counts: tuple[Array | None, ...]  # by layer (E,), assignments of each expert; None where there is no router
-
-
-def measure(params: Language, config: LanguageConfig, batches: Iterable[Batch]) -> Measured:
-    """Let the model predict every target of at least one batch, without the noise and the capacity of training."""
-    losses, right, tokens, seconds = [], 0, 0, 0.0
-    records = []
-    for batch in batches:
-        targets = batch.targets.reshape(-1)
-        with np.errstate(over="ignore", invalid="ignore"):  # a model that has diverged has a loss, too: inf or nan
-            began = time.perf_counter()
-            (logits, _, routed), _ = forward(params, config, batch.ids, mask=batch.mask, images=batch.images)
-            seconds += time.perf_counter() - began
-            mean, _ = ops.cross_entropy(logits, targets)
-        losses.append(float(mean) * batch.predicted)
-        right += int((logits.argmax(1) == targets).sum())
-        tokens += batch.predicted
-        records.append([None if choice is None else choice.counts for choice in routed])
-    by_layer = zip(*records, strict=True)
-    counts = tuple(None if layer[0] is None else np.sum(layer, axis=0) for layer in by_layer)
-    return Measured(math.fsum(losses) / tokens, right / tokens, tokens, seconds, counts)
 
 
 def language_report(work: Trained, others: Sequence[Text], windows: int | None = None) -> Report:
@@ -181,7 +152,8 @@ def language_report(work: Trained, others: Sequence[Text], windows: int | None =
     `windows` limits how much that is; without it, it is all of the validation text. The gap compares two texts: where the
     validation text happens to be the easier one, it is negative.
     """
-    context, config, split = work.settings.context, work.settings.model, work.corpus
+    config, split = work.settings.model, work.corpus
+    context = config.context
     assert isinstance(split, corpora.Split)
     limit = len(range(0, len(split.val) - context, context))
     limit = limit if windows is None else min(limit, windows)
@@ -189,7 +161,7 @@ def language_report(work: Trained, others: Sequence[Text], windows: int | None =
     def on(tokens: Array) -> Measured:
         return measure(work.params, config, evaluation_batches(tokens, context, max(1024 // context, 1), limit))
 
-    with Team(1, {}):  # one BLAS thread, memory kept: the times are those of one core
+    with one_core():  # so that the times are those of one
         validation, training = on(split.val), on(split.train)
         elsewhere = [on(text.tokens) for text in others]
         chunks = long_text(work, split.val[: limit * context + 1])
@@ -228,7 +200,7 @@ def caption_report(work: Trained, most: int | None = None) -> Report:
     kinds = {"new pictures": source.split.val, "pictures trained on": source.split.train}
     kinds["combinations never seen"] = source.split.held_out
     shares = {}
-    with Team(1, {}):
+    with one_core():
         began, count = time.perf_counter(), 0
         for name, pictures in kinds.items():
             some = pictures.take(np.arange(min(most or 400, len(pictures))))
@@ -258,7 +230,8 @@ def caption_report(work: Trained, most: int | None = None) -> Report:
 
 def long_text(work: Trained, tokens: Array) -> list[Row]:
     """What it gains to know what went before a chunk."""
-    context, config = work.settings.context, work.settings.model
+    config = work.settings.model
+    context = config.context
     with np.errstate(over="ignore", invalid="ignore"):
         losses = chunk_losses(work.params, config, tokens, context)
         rows: list[Row] = [("each by itself", losses["apart"], "nats/token")]
@@ -304,7 +277,7 @@ def add_parameters(report: Report, work: Trained) -> None:
         ("active per token", active_parameters(work.params, config), "numbers"),
         *[(part, size, "numbers") for part, size in parts.items() if size],
     )
-    if work.settings.sparsity != "none":
+    if work.settings.sparsity.on:
         report.add("parameters", ("not zero", sum(int(np.count_nonzero(p)) for p in leaves.values()), "numbers"))
     report.add(
         "memory",
@@ -350,7 +323,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.json and not given.json.parent.is_dir():
         raise UserError(f"there is no folder {given.json.parent} to write --json {given.json} to; make it first")
     work = load_run(given.folder)
-    if work.settings.task == "caption":
+    if work.settings.data.task == "caption":
         if given.corpus:
             raise UserError(f"{given.folder} holds a model of captions, which has no use for --corpus; leave it out")
         report = caption_report(work, given.windows)

@@ -1,10 +1,9 @@
 """Captions by a trained model, how many are exactly right, and how evenly its experts are used by pictures and text."""
 
-from typing import Any
-
 import numpy as np
 
-from ..data.pictures import images
+from ..data.pictures import BEGIN, END, Pictures, decode_caption
+from ..data.windows import Batch
 from ..ops import metrics
 from .config import LanguageConfig
 from .language import forward
@@ -15,19 +14,17 @@ Array = np.ndarray
 
 def write_captions(params: Language, config: LanguageConfig, pictures: Array, longest: int) -> list[str]:
     """The most likely caption of each picture (B, H, W, C), byte by byte, up to its end or `longest` bytes."""
-    ids = np.full((len(pictures), 1), images.BEGIN, np.int64)
+    ids = np.full((len(pictures), 1), BEGIN, np.int64)
     for _ in range(longest):
-        (logits, _, _), _ = forward(params, config, ids, images=pictures)
+        (logits, _, _), _ = forward(params, config, Batch(ids, images=pictures))
         following = logits.reshape(*ids.shape, -1)[:, -1].argmax(1)
         ids = np.concatenate([ids, following[:, None]], 1)
-        if (ids == images.END).any(1).all():
+        if (ids == END).any(1).all():
             break
-    return [images.decode_caption(row) for row in ids]
+    return [decode_caption(row) for row in ids]
 
 
-def exact(
-    params: Language, config: LanguageConfig, pictures: images.Pictures, longest: int, at_once: int = 100
-) -> float:
+def exact(params: Language, config: LanguageConfig, pictures: Pictures, longest: int, at_once: int = 100) -> float:
     """The share of pictures whose caption is right to the last letter."""
     right = 0
     for rows in np.array_split(np.arange(len(pictures)), max(-(-len(pictures) // at_once), 1)):
@@ -37,12 +34,12 @@ def exact(
     return right / max(len(pictures), 1)
 
 
-def balance_by_modality(params: Language, config: LanguageConfig, batch: Any) -> list[metrics.GroupBalance | None]:
+def balance_by_modality(params: Language, config: LanguageConfig, batch: Batch) -> list[metrics.GroupBalance | None]:
     """By layer, how evenly the rows of pictures, and those of text, use the experts; None without a router.
 
     All rows together can look even while one kind has collapsed on an expert.
     """
-    (_, _, routed), _ = forward(params, config, batch.ids, mask=batch.mask, images=batch.images)
+    (_, _, routed), _ = forward(params, config, batch)
     rows = routed_rows(config, batch.ids.shape[1])
     kinds = np.tile(np.repeat([0, 1], rows), len(batch.ids))
     found: list[metrics.GroupBalance | None] = []

@@ -10,12 +10,17 @@ composition of the gradients of its operations, and has the type of the paramete
 
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import ops
+from ..data.windows import Batch
 from .blocks import block, drop, normalize
 from .config import LanguageConfig
 from .parameters import Language
 from .routers import SWITCH, UNBALANCED, Choice, Situation, unchanged
 from .vision import with_picture
+
+Array = np.ndarray
 
 
 def place(x, params: Language, config: LanguageConfig, batch: int):
@@ -38,45 +43,34 @@ def place(x, params: Language, config: LanguageConfig, batch: int):
 
 
 def forward(
-    params: Language,
-    config: LanguageConfig,
-    ids,
-    rng=None,
-    *,
-    balancing=UNBALANCED,
-    mask=None,
-    shares=None,
-    images=None,
+    params: Language, config: LanguageConfig, batch: Batch | Array, rng=None, *, balancing=UNBALANCED, shares=None
 ):
     """Scores for the next token at every position.
 
-    ids     (B, T)    int
-    mask    (B, T)    bool, False for padding, which goes to no expert and counts in no balancing loss; None if there is
-                      none. Nothing looks ahead: pad at the end, and give padding no target
+    batch   a `Batch`, or the ids (B, T) of one without padding and pictures. Padding goes to no expert and counts in no
+            balancing loss; nothing looks ahead, so it stands at the end
     shares  a list with (E,) for each layer, the share of the tokens of a larger batch; for balancing by "global" only
-    images  (B, H, W, C) what each text is about, for a model with an image encoder
     logits  (B·T, V)
 
     Returns (logits, losses, routed), backward(dlogits, dlosses); losses and records have one entry per layer, 0 and None
     for a layer without a router. `rng` draws noise and dropout masks of training; without it the model is evaluated.
     `backward` frees the activations block by block as it goes down, so it can be called once.
     """
-    options = {"balancing": balancing, "mask": mask, "shares": shares, "images": images}
-    (logits, losses, routed, _), backward = read_on(params, config, ids, None, rng, **options)
+    (logits, losses, routed, _), backward = read_on(
+        params, config, batch, None, rng, balancing=balancing, shares=shares
+    )
     return (logits, losses, routed), backward
 
 
 def read_on(
     params: Language,
     config: LanguageConfig,
-    ids,
+    batch: Batch | Array,
     states,
     rng=None,
     *,
     balancing=UNBALANCED,
-    mask=None,
     shares=None,
-    images=None,
 ):
     """`forward` for a text that goes on: returns (logits, losses, routed, states), backward.
 
@@ -85,11 +79,12 @@ def read_on(
 
     Source: 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §9.5 (long texts in chunks).
     """
-    batch = len(ids)
+    given = batch if isinstance(batch, Batch) else Batch(batch)
+    ids = given.ids
     e, embedding_back = ops.embedding(ids.reshape(-1), params.embedding)
-    placed, place_back = place(e, params, config, batch)
-    (fused, seen_ids, seen_mask), fuse_back = with_picture(placed, images, params.vision, config, ids, mask)
-    at = Situation(batch, seen_ids, rng, seen_mask, balancing)
+    placed, place_back = place(e, params, config, len(given))
+    (fused, seen_ids, seen_mask), fuse_back = with_picture(placed, given, params.vision, config)
+    at = Situation(len(given), seen_ids, rng, seen_mask, balancing)
     x, drop_back = drop(fused, config.dropout, rng)
     block_backs, losses, records = [], [], []
     carried = []
@@ -100,7 +95,7 @@ def read_on(
         block_backs.append(block_back)
         losses.append(layer_loss)
         records.append(routed)
-    rows = x.reshape(batch, -1, config.width)
+    rows = x.reshape(len(given), -1, config.width)
     text, text_back = ops.text_rows(rows, rows.shape[1] - ids.shape[1])
     n, norm_back = normalize(text.reshape(-1, config.width), params.norm)
     logits, head_back = ops.linear(n, params.embedding.T if params.head is None else params.head)
@@ -141,32 +136,34 @@ class Parts(NamedTuple):
     routed: tuple[Choice | None, ...]  # by layer
 
 
+def next_token(logits, batch: Batch):
+    """The usual loss of the logits (B·T, V): cross-entropy of the tokens that follow."""
+    assert batch.targets is not None
+    return ops.cross_entropy(logits, batch.targets.reshape(-1))
+
+
 def loss(
     params: Language,
     config: LanguageConfig,
-    ids,
-    targets,
+    batch: Batch,
     balancing=SWITCH,
     rng=None,
     *,
-    mask=None,
     shares=None,
-    images=None,
+    of_logits=next_token,
 ):
     """Cross-entropy of the targets plus the balancing losses.
 
         loss = cross_entropy(logits, targets) + mean over MoE layers of (weight · Σ balancing losses + z_weight · z)
 
-    ids      (B, T)  int
-    targets  (B, T)  int, the token that follows each; −100 where there is none to predict
-    mask, shares, images  see `forward`
+    batch      with targets
+    shares     see `forward`
+    of_logits  what stands in the place of the cross-entropy: of_logits(logits, batch) → loss, backward(dloss) → (dlogits,)
 
     Returns (loss, parts), backward; `backward(1.0)` is the gradient, a `Language`, and can be called once.
     """
-    (logits, losses, routed), forward_back = forward(
-        params, config, ids, rng, balancing=balancing, mask=mask, shares=shares, images=images
-    )
-    cross_entropy, cross_entropy_back = ops.cross_entropy(logits, targets.reshape(-1))
+    (logits, losses, routed), forward_back = forward(params, config, batch, rng, balancing=balancing, shares=shares)
+    cross_entropy, cross_entropy_back = of_logits(logits, batch)
     reports = [r.balance for r in routed if r is not None]
     layers = max(len(reports), 1)
     total = cross_entropy + sum(losses) / layers

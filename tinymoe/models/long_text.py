@@ -7,13 +7,11 @@
 Source: 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §9.5, which splits long texts and leaves it at that.
 """
 
-import math
-
 import numpy as np
 
-from .. import ops
+from ..data.windows import Batch
 from .config import LanguageConfig
-from .language import forward, read_on
+from .evaluation import score, together
 from .parameters import Language
 
 Array = np.ndarray
@@ -43,12 +41,12 @@ def chunk_losses(
     ids, targets = streams(tokens, chunk, count)
     found = {}
     for name in ("apart", "carried") if config.recurrent else ("apart",):
-        states, losses = None, []
+        states, scores = None, []
         for chunk_ids, chunk_targets in zip(ids, targets, strict=True):
-            (logits, _, _, after), _ = read_on(params, config, chunk_ids, states)
+            found_here, after = score(params, config, Batch(chunk_ids, chunk_targets), states)
             states = after if name == "carried" else None
-            losses.append(float(ops.cross_entropy(logits, chunk_targets.reshape(-1))[0]))
-        found[name] = math.fsum(losses) / len(losses)
+            scores.append(found_here)
+        found[name] = together(scores).loss
     return found
 
 
@@ -61,11 +59,10 @@ def overlapping_loss(params: Language, config: LanguageConfig, tokens: Array, wi
     starts = np.arange(0, len(tokens) - window, half)
     if len(starts) == 0:
         raise ValueError(f"the text has {len(tokens)} tokens; a window of {window} and its targets need {window + 1}")
-    losses = []
+    scores = []
     for group in np.array_split(starts, -(-len(starts) // count)):
         rows = tokens[group[:, None] + np.arange(window + 1)].astype(np.int64)
-        (logits, _, _), _ = forward(params, config, rows[:, :-1])
         targets = rows[:, 1:].copy()
         targets[:, : window - half] = -100
-        losses.append(float(ops.cross_entropy(logits, targets.reshape(-1))[0]) * len(group))
-    return math.fsum(losses) / len(starts)
+        scores.append(score(params, config, Batch(rows[:, :-1], targets))[0])
+    return together(scores).loss

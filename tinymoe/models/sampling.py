@@ -1,6 +1,7 @@
 """Text from a language model, one token at a time."""
 
-from collections.abc import Iterator
+import codecs
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -50,3 +51,11 @@ def generate(
             (logits, _, _), _ = forward(params, config, np.array([seen[-config.context :]]))
         seen.append(next_token(logits[-1], temperature, top_p, rng))
         yield seen[-1]
+
+
+def decoded(tokens: Iterable[int]) -> Iterator[str]:
+    """Bytes to text as they come; what is not UTF-8 becomes U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in tokens:
+        yield decoder.decode(bytes([token]))
+    yield decoder.decode(b"", final=True)

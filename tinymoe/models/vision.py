@@ -15,7 +15,8 @@ Source: Dosovitskiy et al. 2021 (ViT), eq. 1–4, without the class token: the l
 import numpy as np
 
 from .. import ops
-from ..data.pictures.images import patches
+from ..data.pictures import patches
+from ..data.windows import Batch
 from ..ops import fuse_additive, fuse_prefix
 from .blocks import attention, feed_forward, normalize
 from .config import LanguageConfig, VisionConfig, encoder_blocks
@@ -23,25 +24,26 @@ from .parameters import Block, Mixture, Vision
 from .routers import unchanged
 
 
-def with_picture(x, images, p: Vision | None, config: LanguageConfig, ids, mask=None):
-    """Fuse the rows x (B·T, D) of texts `ids` (B, T) with what the encoder makes of their pictures.
+def with_picture(x, batch: Batch, p: Vision | None, config: LanguageConfig):
+    """Fuse the rows x (B·T, D) of a batch of texts with what the encoder makes of their pictures.
 
     Returns (rows, the rows' ids, their mask or None), backward(drows) → (dx, Vision). The rows of a picture have id 0.
     Raises ValueError when a model with an encoder gets no pictures, or one without gets some.
     """
+    ids, mask, images = batch.ids, batch.mask, batch.images
     if (p is None) != (images is None):
         raise ValueError("a model with an image encoder needs a picture for each text, and only such a model takes any")
     seen, flat = ids.reshape(-1), None if mask is None else mask.reshape(-1)
     if p is None or config.vision is None:
         y, same_back = unchanged(x)
         return (y, seen, flat), lambda dy: (*same_back(dy), None)
-    batch, rows = len(ids), config.vision.rows
+    rows = config.vision.rows
     features, encode_back = encode(images, p, config.vision)
     prefix = config.vision.fusion == "prefix"
-    fused, fuse_back = (fuse_prefix if prefix else fuse_additive)(features, x.reshape(batch, -1, config.width))
+    fused, fuse_back = (fuse_prefix if prefix else fuse_additive)(features, x.reshape(len(ids), -1, config.width))
     if prefix:
-        seen = np.concatenate([np.zeros((batch, rows), ids.dtype), ids], 1).reshape(-1)
-        flat = None if mask is None else np.concatenate([np.ones((batch, rows), bool), mask], 1).reshape(-1)
+        seen = np.concatenate([np.zeros((len(ids), rows), ids.dtype), ids], 1).reshape(-1)
+        flat = None if mask is None else np.concatenate([np.ones((len(ids), rows), bool), mask], 1).reshape(-1)
 
     def backward(dy):
         dfeatures, dtext = fuse_back(dy.reshape(fused.shape))

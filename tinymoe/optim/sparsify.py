@@ -16,97 +16,125 @@ Source: 《大语言模型原理基础与前沿：为什么采用稀疏专家模
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..runs.settings import Settings
+from ..options import check_options, option
 from ..sparse import CSR, magnitude_mask, prune_global, prune_n_m, sparse_plus_low_rank
 
 Array = np.ndarray
 
+RECIPES = ("none", "prune", "init", "l1", "l1-proximal", "iht", "rigl", "low-rank")
 MASKED = ("prune", "init", "rigl")
 RIGL_SHARE = 0.3  # of the weights that is moved at first; falls along a cosine to 0 at 75 % of the run
 
 
-def chosen(names: Any) -> list[str]:
-    """The leaves that a recipe works on: the matrices of attention and experts."""
-    return [n for n in names if (".attention." in n or ".experts." in n) and not n.endswith("bias")]
+@dataclass(frozen=True)
+class Sparsity:
+    """Which recipe, and its numbers. Raises ValueError for what makes no sense."""
+
+    sparsity: str = option(
+        "none", "make weights sparse: a recipe from the list at the end", "sparsity", choices=RECIPES
+    )
+    level: float = option(0.9, "share of zeros to reach", "sparsity", flag="sparsity_level", least=0.0, below=1.0)
+    scope: str = option(
+        "layer",
+        "what prune compares: the weights of a layer, of all layers (global), or N of every M (such as 2:4)",
+        "sparsity",
+        flag="sparsity_scope",
+    )
+    every: int = option(100, "steps between two revisions of which weights are zero", "sparsity", flag="sparsity_every")
+    l1: float = option(1e-5, "weight λ of the L1 penalty", "sparsity", least=0.0)
+    rank: int = option(8, "rank of the dense part in low-rank", "sparsity")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.scope not in ("layer", "global"):
+            n, _, m = self.scope.partition(":")
+            if not (n.isdecimal() and m.isdecimal() and 1 <= int(n) <= int(m)):
+                raise ValueError(f"sparsity_scope is {self.scope!r}; choose layer, global, or N:M with 1 ≤ N ≤ M (2:4)")
+
+    @property
+    def on(self) -> bool:
+        return self.sparsity != "none"
+
+    def revises(self, step: int, end: int) -> bool:
+        """Every so many steps, and at the planned end. Not wherever a run stops, since it may be resumed."""
+        return step % self.every == 0 or step == end
+
+    def level_at(self, step: int, end: int) -> float:
+        """The share of zeros that `prune` wants at a step: s (1 − (1 − p)³), p from 0 at 20 % to 1 at 70 % of the run."""
+        p = (step / end - 0.2) / 0.5
+        return self.level * (1 - (1 - min(max(p, 0.0), 1.0)) ** 3)
 
 
-def first_masks(weights: dict[str, Array], settings: Settings, rng: np.random.Generator) -> dict[str, Array]:
+def first_masks(weights: dict[str, Array], sparsity: Sparsity, rng: np.random.Generator) -> dict[str, Array]:
     """The masks to begin with, by name. For `init` and `rigl` weights are cut, and scaled by 1/√density, in place."""
-    if settings.sparsity not in MASKED:
+    if sparsity.sparsity not in MASKED:
         return {}
     masks = {name: np.ones(w.shape, bool) for name, w in weights.items()}
-    if settings.sparsity != "prune":
+    if sparsity.sparsity != "prune":
         for name, w in weights.items():
-            masks[name] = magnitude_mask(rng.random(w.shape), settings.sparsity_level)
-            w *= masks[name] / math.sqrt(1 - settings.sparsity_level)
+            masks[name] = magnitude_mask(rng.random(w.shape), sparsity.level)
+            w *= masks[name] / math.sqrt(1 - sparsity.level)
     return masks
 
 
-def penalize(weight: Array, gradient: Array, settings: Settings) -> None:
+def penalize(weight: Array, gradient: Array, sparsity: Sparsity) -> None:
     """Before the optimiser: add the subgradient of λ Σ|w| to the gradient, in place."""
-    if settings.sparsity == "l1":
-        gradient += settings.l1 * np.sign(weight)
+    if sparsity.sparsity == "l1":
+        gradient += sparsity.l1 * np.sign(weight)
 
 
-def constrain(weight: Array, slots: dict[str, Array], settings: Settings, step: int, lr: float) -> None:
+def constrain(
+    weight: Array, slots: dict[str, Array], sparsity: Sparsity, step: int, end: int, *, lr: float, beta2: float = 0.95
+) -> None:
     """After the optimiser: put the weight back where the recipe wants it, in place."""
     if "mask" in slots:
         weight *= slots["mask"]
-    elif settings.sparsity == "l1-proximal":
-        divisor = np.sqrt(slots["square"] / (1 - settings.beta2**step)) + 1e-8 if "square" in slots else 1.0
-        weight[...] = np.sign(weight) * np.maximum(np.abs(weight) - lr * settings.l1 / divisor, 0)
-    elif settings.sparsity == "iht" and _is_revision(step, settings):
-        weight *= magnitude_mask(weight, settings.sparsity_level)
-
-
-def _is_revision(step: int, settings: Settings) -> bool:
-    """Every `sparsity_every` steps, and at the planned end. Not wherever a run stops, since it may be resumed."""
-    return step % settings.sparsity_every == 0 or step == settings.decay_steps
-
-
-def level_at(step: int, settings: Settings) -> float:
-    """The share of zeros that `prune` wants at a step: s (1 − (1 − p)³), p from 0 at 20 % to 1 at 70 % of the run."""
-    p = (step / settings.decay_steps - 0.2) / 0.5
-    return settings.sparsity_level * (1 - (1 - min(max(p, 0.0), 1.0)) ** 3)
+    elif sparsity.sparsity == "l1-proximal":
+        divisor = np.sqrt(slots["square"] / (1 - beta2**step)) + 1e-8 if "square" in slots else 1.0
+        weight[...] = np.sign(weight) * np.maximum(np.abs(weight) - lr * sparsity.l1 / divisor, 0)
+    elif sparsity.sparsity == "iht" and sparsity.revises(step, end):
+        weight *= magnitude_mask(weight, sparsity.level)
 
 
 def revise(
     weights: dict[str, Array],
     gradients: dict[str, Array],
     slots: dict[str, dict[str, Array]],
-    settings: Settings,
+    sparsity: Sparsity,
     step: int,
+    end: int,
 ) -> None:
-    """Every `sparsity_every` steps: move masks (`prune`, `rigl`) or decompose weights (`low-rank`), in place."""
-    if not _is_revision(step, settings):
+    """Every so many steps, `end` the last: move masks (`prune`, `rigl`) or decompose weights (`low-rank`), in place."""
+    if not sparsity.revises(step, end):
         return
-    if settings.sparsity == "prune":
-        for name, mask in _pruned(weights, settings, level_at(step, settings)).items():
+    if sparsity.sparsity == "prune":
+        for name, mask in _pruned(weights, sparsity, sparsity.level_at(step, end)).items():
             slots[name]["mask"][...] = mask
             weights[name] *= mask
-    elif settings.sparsity == "rigl" and step < 0.75 * settings.decay_steps:
-        share = RIGL_SHARE / 2 * (1 + math.cos(math.pi * step / (0.75 * settings.decay_steps)))
+    elif sparsity.sparsity == "rigl" and step < 0.75 * end:
+        share = RIGL_SHARE / 2 * (1 + math.cos(math.pi * step / (0.75 * end)))
         for name, w in weights.items():
             drop_and_grow(w, gradients[name], slots[name], share)
-    elif settings.sparsity == "low-rank" and step > settings.decay_steps / 2:
+    elif sparsity.sparsity == "low-rank" and step > end / 2:
         for w in weights.values():
             for matrix in w if w.ndim == 3 else [w]:
-                rank = min(settings.rank, *matrix.shape)
-                matrix[...] = sparse_plus_low_rank(matrix, rank, settings.sparsity_level, 3).to_dense()
+                rank = min(sparsity.rank, *matrix.shape)
+                matrix[...] = sparse_plus_low_rank(matrix, rank, sparsity.level, 3).to_dense()
 
 
-def _pruned(weights: dict[str, Array], settings: Settings, level: float) -> dict[str, Array]:
-    if settings.sparsity_scope == "global":
+def _pruned(weights: dict[str, Array], sparsity: Sparsity, level: float) -> dict[str, Array]:
+    if sparsity.scope == "global":
         return dict(zip(weights, prune_global(list(weights.values()), level), strict=True))
-    if settings.sparsity_scope == "layer":
+    if sparsity.scope == "layer":
         return {name: magnitude_mask(w, level) for name, w in weights.items()}
     if level == 0:
         return {name: np.ones(w.shape, bool) for name, w in weights.items()}
-    n, m = map(int, settings.sparsity_scope.split(":"))  # groups along the inputs of a neuron
+    n, m = map(int, sparsity.scope.split(":"))  # groups along the inputs of a neuron
     return {name: prune_n_m(w, n, m, axis=-2) for name, w in weights.items()}
 
 

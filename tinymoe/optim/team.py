@@ -6,9 +6,13 @@
 `task(team.arrays, argument)` runs on every member at once, the first of which is this process; what one writes into the
 arrays, all see. Processes rather than threads, because between NumPy's loops Python lets only one thread run: with two
 threads a training step of a four-layer model took 1.3 times as long (docs/search.md).
+
+Why not `multiprocessing.shared_memory`: it finds memory by a name, which outlives a process that is killed, unless a third
+process, its resource tracker, is still there to take it away; and up to Python 3.12 each process that attaches starts a
+tracker that may take it away from the others. Here the file loses its name as soon as all members have mapped it, and the
+memory ends with the last of them.
 """
 
-import ctypes
 import os
 import pickle
 import shutil
@@ -16,14 +20,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from ..errors import UserError
+from .one_core import one_core
 
 Array = np.ndarray
 Task = Callable[[dict[str, Array], Any], Any]  # a function at the top of a module
@@ -37,7 +41,7 @@ class Team:
         self.size = size
         self._members: list[subprocess.Popen[bytes]] = []
         self._closing = ExitStack()
-        self._closing.enter_context(_alone())
+        self._closing.enter_context(one_core())
         if size == 1:
             self.arrays = dict(arrays)
             return
@@ -122,7 +126,7 @@ def _serve() -> None:
     """The life of a further process: tasks until the first one closes the pipe, or is no more."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed must not get among the replies
-    with _alone():
+    with one_core():
         try:
             arrays = _mapped(*pickle.load(requests))
         except (EOFError, OSError):
@@ -139,19 +143,6 @@ def _serve() -> None:
                 result = task(arrays, argument)
             except Exception as error:
                 result = error
-
-
-def _alone() -> AbstractContextManager[Any]:
-    """Settle down on one core: one BLAS thread, and freed memory kept.
-
-    By default glibc maps every large temporary anew, the system fills it with zeros, and unmaps it.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # not in musl
-            libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-    return threadpool_limits(1)
 
 
 def _memory_folder(arrays: Mapping[str, Array]) -> Path | None:

@@ -1,285 +1,385 @@
 """One step of training: a batch in, better parameters out.
 
-The batch is cut into shards. Each member of the team computes loss and gradient of its shards; then each adds up all
-gradients for its part of the parameters, and after clipping updates that part. Every sum has a fixed order, so the same
-settings give the same numbers to the last bit.
+    shard     the batch is cut into pieces, and each member of the team gets some
+    reduce    each member computes loss and gradient of its pieces; then each adds up all gradients for its part of the leaves
+    update    after clipping, each lets the optimiser change its part
+    after     what goes by the load of the whole batch, and by the whole run: router biases, masks of sparse weights
+
+Every sum has a fixed order, so the same settings give the same numbers to the last bit. What is minimised is an `Objective`:
+nothing here knows a model.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .. import ops
-from ..data.windows import Batch
-from ..models.config import LanguageConfig
-from ..models.initialise import skeleton
-from ..models.language import forward, loss
-from ..models.parameters import Language
-from ..models.routers import Choice
-from ..ops import metrics
-from ..runs.settings import Settings
-from ..runs.state import NotFinite, State
-from ..tree import named, with_leaves
+from ..options import check_options, option
+from ..tree import roles, values_of
 from . import sparsify
-from . import updates as optim
+from .sparsify import Sparsity
 from .team import Team
+from .updates import OPTIMIZERS, SLOTS, Slots, clip_factor, global_norm, lazy, learning_rate, new_slots
 
 Array = np.ndarray
 
-EVALUATION_WINDOWS = 400  # per evaluation along the way; the last one takes the whole validation text
-
 
 @dataclass(frozen=True)
-class StepReport:
-    loss: float  # cross-entropy, nats per token
-    balance: float  # sum of the balancing losses, mean over layers
+class Training:
+    """What a step depends on, beside the batch. Raises ValueError for what makes no sense."""
+
+    batch_size: int = option(12, "windows per optimiser step (B)", "optimisation")
+    accumulate: int = option(
+        1, "compute the batch in so many passes, one after another, to save memory; see --workers", "optimisation"
+    )
+    optimizer: str = option("adamw", "AdamW, or SGD with momentum", "optimisation", choices=tuple(OPTIMIZERS))
+    lr: float = option(2e-3, "peak learning rate", "optimisation", above=0.0)
+    final_lr: float = option(
+        0.05, "learning rate at the end of the cosine, as a share of the peak", "optimisation", least=0.0
+    )
+    warmup: int = option(100, "steps in which the learning rate rises from 0", "optimisation", least=0)
+    decay_steps: int = option(
+        0,
+        "step at which the cosine ends; 0 means the preset's number of steps, or --steps if "
+        "that is more, so that stopping early and resuming changes nothing",
+        "optimisation",
+        least=0,
+    )
+    beta1: float = option(0.9, "AdamW's decay of the mean, SGD's momentum", "optimisation", least=0.0, below=1.0)
+    beta2: float = option(0.95, "AdamW's decay of the mean square", "optimisation", least=0.0, below=1.0)
+    weight_decay: float = option(1.0, "times the learning rate, on matrices only", "optimisation", least=0.0)
+    clip: float = option(1.0, "largest global norm of the gradient; 0 for no limit", "optimisation", least=0.0)
+    lazy: bool = option(
+        False,
+        "update only the embedding rows and experts that were used; the moments of the others stand still",
+        "optimisation",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate is {self.accumulate}, more than the {self.batch_size} windows of a batch")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        return learning_rate(step, self.lr, self.warmup, self.decay_steps, self.final_lr * self.lr)
+
+
+class Examples(Protocol):
+    """A batch: a number of examples, of which some can be taken."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Array) -> "Examples": ...
+
+    @property
+    def predicted(self) -> int:
+        """What its mean loss weighs: the number of things it predicts."""
+        ...
+
+
+class Objective:
+    """What is minimised, and what it means for parameters to be a model. Every member of the team gets a copy.
+
+    `(loss, report), backward = objective(params, batch, rng)`, with backward(share) → a gradient of the type of params,
+    `share` times that of the mean loss of the batch; `rng` draws noise and dropout.
+    """
+
+    def params(self, leaves: dict[str, Array]) -> Any:
+        """The parameters around these numbers, by dotted name."""
+        raise NotImplementedError
+
+    def __call__(self, params: Any, batch: Any, rng: np.random.Generator) -> tuple[tuple[Any, Any], Any]:
+        raise NotImplementedError
+
+    def score(self, params: Any, batch: Any) -> tuple[float, int]:
+        """In evaluation: the sum of the losses of a batch, and how many they are."""
+        raise NotImplementedError
+
+    asks_first = False  # whether all shards are surveyed before any gradient
+
+    def survey(self, params: Any, batch: Any, rng: np.random.Generator) -> Any:
+        """What the others must know of a shard, from a forward pass with the noise of the real one."""
+
+    def informed(self, surveys: Sequence[Any]) -> "Objective":
+        """This objective, knowing what was found in all shards of the batch."""
+        return self
+
+    def merged(self, reports: Sequence[tuple[float, Any]]) -> Any:
+        """One report of the batch from those of its shards and their shares of it."""
+
+    def after(self, params: Any, report: Any) -> None:
+        """Change what no gradient changes, in place."""
+
+
+@dataclass
+class State:
+    """Parameters, the optimiser's memory of each leaf by name, and how far training has come."""
+
+    params: Any
+    slots: dict[str, Slots]
+    step: int = 0
+    seconds: float = 0.0  # spent training, over all sessions
+
+
+def fresh(params: Any, training: Training) -> State:
+    """Parameters with an optimiser that has seen nothing."""
+    return State(params, {name: new_slots(training.optimizer, p) for name, p in values_of(params).items()})
+
+
+class NotFinite(ArithmeticError):
+    """The loss, the gradient or a parameter is no longer a number."""
+
+
+class StepReport(NamedTuple):
+    loss: float  # mean over what the batch predicts
     norm: float  # of the gradient, before clipping
-    layers: tuple["LayerReport | None", ...]  # None for a layer without a router
+    details: Any  # what the objective says of the batch
 
 
-class LayerReport(NamedTuple):
-    counts: Array  # (E,) assignments asked of each expert
-    dropped: float  # share of them that found no room
-    entropy: float  # of the softmax of the logits, mean over tokens, over ln E; NaN where there are none
+class Leaf(NamedTuple):
+    """A leaf and how it is updated."""
+
+    name: str
+    decays: bool
+    by_row: bool  # its first axis is one of tokens or of experts, of which a batch may use a part
+    sparse: bool  # the recipe for sparse weights works on it
+    fixed: bool  # no gradient moves it
 
 
 class Trainer:
     """Trains a state in place. From `__enter__` to `__exit__` a team of processes is at work."""
 
-    def __init__(self, state: State, settings: Settings) -> None:
-        self.state, self.settings = state, settings
+    def __init__(
+        self,
+        state: State,
+        objective: Objective,
+        training: Training,
+        *,
+        sparsity: Sparsity | None = None,
+        workers: int = 1,
+        seed: int = 0,
+        only: str = "",
+    ) -> None:
+        """`seed` draws noise and dropout; with `only`, leaves without that role stay as they are."""
+        self.state, self.objective, self.training, self.seed = state, objective, training, seed
+        self.sparsity, self.workers, self.only = sparsity or Sparsity(), workers, only
 
     def __enter__(self) -> "Trainer":
-        state, size = self.state, self.settings.workers
-        params = named(state.params)
+        state, size = self.state, self.workers
+        params = {name: p if p.flags.writeable else p.copy() for name, p in values_of(state.params).items()}
+        self.leaves = {leaf.name: leaf for leaf in leaves(state.params, self.sparsity, self.only)}
         arrays = {f"params.{name}": p for name, p in params.items()}
         arrays |= {f"{slot}.{name}": a for name, slots in state.slots.items() for slot, a in slots.items()}
         arrays |= {
-            f"gradient.{member}.{name}": np.zeros_like(p) for member in range(size) for name, p in params.items()
+            f"gradient.{member}.{name}": np.zeros_like(params[name]) for member in range(size) for name in self.leaves
         }
         self.team = Team(size, arrays)
-        state.params = _params(self.team.arrays, self.settings.model)
-        state.slots = {name: _slots(self.team.arrays, name, slots) for name, slots in state.slots.items()}
-        self.groups = _even_groups(params, size)
+        state.params = self.params
+        state.slots = {name: slots_of(self.team.arrays, name, slots) for name, slots in state.slots.items()}
+        self.groups = even_groups({name: params[name].size for name in self.leaves}, size)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.state.params = self.params
         self.team.__exit__()
 
-    def step(self, batch: Batch) -> StepReport:
+    @property
+    def params(self) -> Any:
+        """The parameters as they are now: dense ones share memory with the trainer, sparse ones are copies."""
+        return self.objective.params(of_params(self.team.arrays))
+
+    def step(self, batch: Examples) -> StepReport:
         """One optimiser step. Raises NotFinite, with the state as it was, when loss or gradient is not finite."""
-        settings, step = self.settings, self.state.step + 1
-        members = range(self.team.size)
-        jobs = [ShardJobs(member, [], settings, step, batch.predicted) for member in members]
-        for number, rows in enumerate(np.array_split(np.arange(len(batch.ids)), self.team.size * settings.accumulate)):
-            if len(rows):
-                jobs[number % self.team.size].shards.append((number, batch.take(rows)))
-        if "global" in settings.balancing.losses:
-            shares = _shares([counts for found in self.team.run(shard_counts, jobs) for counts in found])
-            jobs = [job._replace(shares=shares) for job in jobs]
-        shards = [shard for found in self.team.run(shard_gradients, jobs) for shard in found]
-        norm = math.hypot(*self.team.run(add_gradients, [(group, self.team.size) for group in self.groups]))
-        report = StepReport(
-            sum(shard.share * shard.loss for shard in shards),
-            sum(shard.share * shard.balance for shard in shards),
-            norm,
-            tuple(_of_batch([(shard.share, shard.layers[i]) for shard in shards]) for i in range(settings.layers)),
-        )
-        if not (math.isfinite(report.loss) and math.isfinite(norm)):
-            raise NotFinite(f"the loss is {report.loss:.3g} and the norm of the gradient {norm:.3g} at step {step}")
-        final = settings.final_lr * settings.lr
-        options = {
-            "lr": optim.learning_rate(step, settings.lr, settings.warmup, settings.decay_steps, final),
-            "step": step,
-            "beta1": settings.beta1,
-            "beta2": settings.beta2,
-        }
-        factor = optim.clip_factor(norm, settings.clip)
-        self.team.run(update, [UpdateJob(group, settings, factor, options) for group in self.groups])
-        if "bias" in settings.balance:
-            for block, layer in zip(self.state.params.blocks, report.layers, strict=True):
-                if layer is not None and block.mixture.router is not None:
-                    bias = block.mixture.router.bias
-                    bias[...] = ops.bias_update(bias, layer.counts, settings.bias_rate)  # type: ignore[index]
-        if settings.sparsity != "none":
-            arrays, params = self.team.arrays, named(self.state.params)
-            weights = {name: params[name] for name in sparsify.chosen(params)}
-            gradients = {name: arrays[f"gradient.0.{name}"] for name in weights}
-            sparsify.revise(weights, gradients, self.state.slots, settings, step)
-        self.state.step = step
+        report = self.reduce(self.shard(batch))
+        if not (math.isfinite(report.loss) and math.isfinite(report.norm)):
+            raise NotFinite(
+                f"the loss is {report.loss:.3g} and the norm of the gradient {report.norm:.3g} at step {self.state.step + 1}"
+            )
+        self.update(clip_factor(report.norm, self.training.clip))
+        self.after_update(report)
+        self.state.step += 1
         return report
 
-    def evaluate(self, evaluation: Iterable[Batch]) -> tuple[float, int]:
-        """Mean cross-entropy in nats per token over some batches, and the number of tokens predicted."""
-        batches = list(evaluation)
-        shares = [(self.settings.model, batches[member :: self.team.size]) for member in range(self.team.size)]
-        totals = [pair for found in self.team.run(total_losses, shares) for pair in found]
+    def shard(self, batch: Examples) -> list["ShardJobs"]:
+        """What each member of the team has to do."""
+        members = range(self.team.size)
+        noise = (self.seed, self.state.step + 1)
+        jobs = [ShardJobs(member, [], self.objective, noise, batch.predicted, list(self.leaves)) for member in members]
+        pieces = np.array_split(np.arange(len(batch)), self.team.size * self.training.accumulate)
+        for number, rows in enumerate(pieces):
+            if len(rows):
+                jobs[number % self.team.size].shards.append((number, batch.take(rows)))
+        return jobs
+
+    def reduce(self, jobs: list["ShardJobs"]) -> StepReport:
+        """Loss and gradient of the batch; the gradient is then in the arrays `gradient.0.…`."""
+        if self.objective.asks_first:
+            found = [survey for surveys in self.team.run(survey_shards, jobs) for survey in surveys]
+            jobs = [job._replace(objective=self.objective.informed(found)) for job in jobs]
+        shards = [shard for shards in self.team.run(shard_gradients, jobs) for shard in shards]
+        sums = [([leaf.name for leaf in self.group(group)], self.team.size) for group in self.groups]
+        norm = math.hypot(*self.team.run(add_gradients, sums))
+        loss = sum(shard.share * shard.loss for shard in shards)
+        return StepReport(loss, norm, self.objective.merged([(shard.share, shard.report) for shard in shards]))
+
+    def update(self, factor: float) -> None:
+        """Let the optimiser change the parameters, with `factor` times the gradient."""
+        common = self.training, self.sparsity, factor, self.state.step + 1
+        self.team.run(update_leaves, [UpdateJob(self.group(group), *common) for group in self.groups])
+
+    def after_update(self, report: StepReport) -> None:
+        """What goes by the whole batch, or by the whole run."""
+        self.objective.after(self.state.params, report.details)
+        if self.sparsity.on:
+            params = values_of(self.state.params)
+            weights = {name: params[name] for name, leaf in self.leaves.items() if leaf.sparse}
+            gradients = {name: self.team.arrays[f"gradient.0.{name}"] for name in weights}
+            step, end = self.state.step + 1, self.training.decay_steps
+            sparsify.revise(weights, gradients, self.state.slots, self.sparsity, step, end)
+
+    def evaluate(self, batches: Iterable[Examples]) -> tuple[float, int]:
+        """Mean loss over some batches, and what it is a mean of: the number of things predicted."""
+        given = list(batches)
+        jobs = [(self.objective, given[member :: self.team.size]) for member in range(self.team.size)]
+        totals = [pair for found in self.team.run(score_batches, jobs) for pair in found]
         count = sum(n for _, n in totals)
         return math.fsum(total for total, _ in totals) / count, count
+
+    def group(self, names: list[str]) -> list[Leaf]:
+        return [self.leaves[name] for name in names]
+
+
+def leaves(params: Any, sparsity: Sparsity, only: str = "") -> list[Leaf]:
+    """How each leaf is updated, by its roles."""
+    return [
+        Leaf(
+            name,
+            decays="matrix" in of,
+            by_row=bool({"embedding", "expert"} & of),
+            sparse=sparsity.on and "sparsifiable" in of,
+            fixed="router bias" in of,
+        )
+        for name, of in roles(params).items()
+        if not only or only in of
+    ]
+
+
+# What follows is run by every member of the team, on the arrays that they share.
 
 
 class ShardJobs(NamedTuple):
     member: int
-    shards: list[tuple[int, Batch]]  # with their number in the batch
-    settings: Settings
-    step: int
-    tokens: int  # predicted in the whole batch
-    shares: list[Array | None] | None = None  # (E,) of the whole batch's tokens, by layer
+    shards: list[tuple[int, Any]]  # with their number in the batch
+    objective: Objective
+    noise: tuple[int, int]  # seed and step
+    predicted: int  # in the whole batch
+    names: list[str]  # of the leaves that get a gradient
+
+    def rng(self, number: int) -> np.random.Generator:
+        """What draws noise and dropout for one shard of one step."""
+        return np.random.default_rng([*self.noise, number])
 
 
 class ShardReport(NamedTuple):
     share: float  # of the batch
     loss: float
-    balance: float
-    layers: tuple[LayerReport | None, ...]
+    report: Any
 
 
 class UpdateJob(NamedTuple):
-    names: list[str]
-    settings: Settings
+    leaves: list[Leaf]
+    training: Training
+    sparsity: Sparsity
     factor: float  # of the gradient, for clipping
-    options: dict[str, Any]  # of the optimiser
+    step: int
 
 
 def shard_gradients(arrays: dict[str, Array], job: ShardJobs) -> list[ShardReport]:
     """Leave in gradient.<member> what these shards contribute to the gradient of the batch; report each."""
-    settings, config = job.settings, job.settings.model
-    params = _params(arrays, config)
-    gradient = {name: arrays[f"gradient.{job.member}.{name}"] for name in named(params)}
+    params = job.objective.params(of_params(arrays))
+    gradient = {name: arrays[f"gradient.{job.member}.{name}"] for name in job.names}
     if not job.shards:
         for g in gradient.values():
             g.fill(0)
     reports = []
     for place, (number, shard) in enumerate(job.shards):
-        share = shard.predicted / max(job.tokens, 1)
-        noise = _noise(job, number)
-        with np.errstate(over="ignore", invalid="ignore"):  # `step` looks for it and says so in one sentence
-            options = {"mask": shard.mask, "images": shard.images, "shares": job.shares}
-            (_, parts), backward = loss(params, config, shard.ids, shard.targets, settings.balancing, noise, **options)
-            for name, g in named(backward(share)).items():
-                np.add(gradient[name] if place else 0, g, out=gradient[name])
-            layers = tuple(None if r is None else layer_report(r) for r in parts.routed)
-        reports.append(ShardReport(share, float(parts.cross_entropy), float(parts.balance), layers))
+        share = shard.predicted / max(job.predicted, 1)
+        with np.errstate(over="ignore", invalid="ignore"):  # `Trainer.step` looks for it and says so in one sentence
+            (loss, report), backward = job.objective(params, shard, job.rng(number))
+            found = values_of(backward(share))
+            for name, g in gradient.items():
+                np.add(g if place else 0, found[name], out=g)
+        reports.append(ShardReport(share, float(loss), report))
     return reports
 
 
-def shard_counts(arrays: dict[str, Array], job: ShardJobs) -> list[list[Array | None]]:
-    """For each shard and layer the assignments asked of each expert: a forward pass with the noise of the real one."""
-    config = job.settings.model
-    params, found = _params(arrays, config), []
-    for number, shard in job.shards:
-        with np.errstate(over="ignore", invalid="ignore"):
-            options = {"mask": shard.mask, "images": shard.images}
-            (_, _, routed), _ = forward(params, config, shard.ids, _noise(job, number), **options)
-        found.append([None if r is None else r.counts for r in routed])
-    return found
-
-
-def _noise(job: ShardJobs, number: int) -> np.random.Generator:
-    """What draws noise and dropout for one shard of one step."""
-    return np.random.default_rng([job.settings.seed, job.step, number])
-
-
-def _shares(shards: list[list[Array | None]]) -> list[Array | None]:
-    """Counts of all shards → each expert's share of the assignments, by layer."""
-    totals = [None if layer[0] is None else np.sum(layer, axis=0) for layer in zip(*shards, strict=True)]
-    return [None if total is None else total / max(total.sum(), 1) for total in totals]
-
-
-def layer_report(routed: Choice) -> LayerReport:
-    """What a layer's router did, in numbers."""
-    asked = routed.counts.sum()
-    dropped = 0.0 if routed.kept is None or asked == 0 else 1 - routed.kept.sum() / asked
-    entropy = math.nan
-    if routed.logits is not None and np.isfinite(routed.logits).all():
-        p, _ = ops.softmax(routed.logits)
-        entropy = metrics.router_entropy(p, mask=routed.real) / max(math.log(p.shape[1]), 1e-9)
-    return LayerReport(routed.counts, float(dropped), entropy)
-
-
-def _of_batch(shards: list[tuple[float, LayerReport | None]]) -> LayerReport | None:
-    """The report of a layer for the whole batch, from those for its shards and their shares of the tokens."""
-    present = [(share, report) for share, report in shards if report is not None]
-    if not present:
-        return None
-    dropped, entropy = (sum(share * getattr(r, name) for share, r in present) for name in ("dropped", "entropy"))
-    return LayerReport(np.sum([r.counts for _, r in present], axis=0), dropped, entropy)
+def survey_shards(arrays: dict[str, Array], job: ShardJobs) -> list[Any]:
+    """What the objective wants to know of each shard before any gradient."""
+    params = job.objective.params(of_params(arrays))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [job.objective.survey(params, shard, job.rng(number)) for number, shard in job.shards]
 
 
 def add_gradients(arrays: dict[str, Array], job: tuple[list[str], int]) -> float:
-    """Add the members' gradients up in gradient.0, for some of the parameters; returns the norm of that part."""
+    """Add the members' gradients up in gradient.0, for some of the leaves; returns the norm of that part."""
     names, size = job
     with np.errstate(over="ignore", invalid="ignore"):
         for name in names:
             for member in range(1, size):
                 arrays[f"gradient.0.{name}"] += arrays[f"gradient.{member}.{name}"]
-        return optim.global_norm(arrays[f"gradient.0.{name}"] for name in names)
+        return global_norm(arrays[f"gradient.0.{name}"] for name in names)
 
 
-def update(arrays: dict[str, Array], job: UpdateJob) -> None:
-    """Let the optimiser change some of the parameters, within the bounds of the recipe for sparse weights."""
-    settings = job.settings
-    optimizer, slots = optim.OPTIMIZERS[settings.optimizer], optim.SLOTS[settings.optimizer]
-    sparse = set(sparsify.chosen(job.names)) if settings.sparsity != "none" else set()
-    for name in job.names:
-        if name.endswith(".router.bias"):
-            continue  # moved by the load, in `step`
-        p, g = arrays[f"params.{name}"], arrays[f"gradient.0.{name}"]
+def update_leaves(arrays: dict[str, Array], job: UpdateJob) -> None:
+    """Let the optimiser change some of the leaves, within the bounds of the recipe for sparse weights."""
+    training, sparsity = job.training, job.sparsity
+    lr, beta2 = training.rate(job.step), training.beta2
+    dense, slots = OPTIMIZERS[training.optimizer], SLOTS[training.optimizer]
+    options = {"lr": lr, "step": job.step, "beta1": training.beta1, "beta2": beta2}
+    for leaf in job.leaves:
+        if leaf.fixed:
+            continue
+        p, g = arrays[f"params.{leaf.name}"], arrays[f"gradient.0.{leaf.name}"]
         if job.factor != 1:
             g *= job.factor
-        if name in sparse:
-            sparsify.penalize(p, g, settings)
-        apply = optim.lazy(optimizer) if settings.lazy and _by_row(name) else optimizer
-        decay = settings.weight_decay if p.ndim > 1 else 0.0
+        if leaf.sparse:
+            sparsify.penalize(p, g, sparsity)
+        apply = lazy(dense) if training.lazy and leaf.by_row else dense
+        decay = training.weight_decay if leaf.decays else 0.0
         with np.errstate(over="ignore", invalid="ignore"):
-            apply(p, g, _slots(arrays, name, slots), weight_decay=decay, **job.options)
-        if name in sparse:
-            memory = _slots(arrays, name, [slot for slot in (*slots, "mask") if f"{slot}.{name}" in arrays])
-            sparsify.constrain(p, memory, settings, job.options["step"], job.options["lr"])
+            apply(p, g, slots_of(arrays, leaf.name, slots), weight_decay=decay, **options)
+        if leaf.sparse:
+            present = [slot for slot in (*slots, "mask") if f"{slot}.{leaf.name}" in arrays]
+            memory = slots_of(arrays, leaf.name, present)
+            sparsify.constrain(p, memory, sparsity, job.step, training.decay_steps, lr=lr, beta2=beta2)
 
 
-def _by_row(name: str) -> bool:
-    """Whether the first axis of a leaf is one of tokens or of experts, of which a batch may use a part."""
-    return name == "embedding" or ".experts." in name
+def score_batches(arrays: dict[str, Array], job: tuple[Objective, list[Any]]) -> list[tuple[float, int]]:
+    """Of each batch the sum of the losses, and how many they are."""
+    objective, batches = job
+    params = objective.params(of_params(arrays))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [objective.score(params, batch) for batch in batches]
 
 
-def total_losses(arrays: dict[str, Array], job: tuple[LanguageConfig, list[Batch]]) -> list[tuple[float, int]]:
-    """Of each batch the sum of the cross-entropies, and how many tokens it predicts."""
-    config, batches = job
-    params, totals = _params(arrays, config), []
-    for batch in batches:
-        with np.errstate(over="ignore", invalid="ignore"):
-            (logits, _, _), _ = forward(params, config, batch.ids, mask=batch.mask, images=batch.images)
-            mean, _ = ops.cross_entropy(logits, batch.targets.reshape(-1))
-        totals.append((float(mean) * batch.predicted, batch.predicted))
-    return totals
+def of_params(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The parameters among the arrays of a team."""
+    return {name.removeprefix("params."): a for name, a in arrays.items() if name.startswith("params.")}
 
 
-def _params(arrays: dict[str, Array], config: LanguageConfig) -> Language:
-    return with_leaves(
-        _template(config), {n.removeprefix("params."): a for n, a in arrays.items() if n.startswith("params.")}
-    )
-
-
-@lru_cache(maxsize=4)
-def _template(config: LanguageConfig) -> Language:
-    return skeleton(config)
-
-
-def _slots(arrays: dict[str, Array], name: str, slots: Any) -> optim.Slots:
+def slots_of(arrays: dict[str, Array], name: str, slots: Iterable[str]) -> Slots:
     return {slot: arrays[f"{slot}.{name}"] for slot in slots}
 
 
-def _even_groups(leaves: dict[str, Array], count: int) -> list[list[str]]:
+def even_groups(sizes: dict[str, int], count: int) -> list[list[str]]:
     """Names in `count` groups of about the same number of elements."""
     groups: list[list[str]] = [[] for _ in range(count)]
-    sizes = [0] * count
-    for name in sorted(leaves, key=lambda name: -leaves[name].size):
-        lightest = sizes.index(min(sizes))
+    filled = [0] * count
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        lightest = filled.index(min(filled))
         groups[lightest].append(name)
-        sizes[lightest] += leaves[name].size
+        filled[lightest] += sizes[name]
     return groups

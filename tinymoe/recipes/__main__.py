@@ -6,15 +6,13 @@ The model it ends with goes to --out, for `python -m tinymoe.generate`.
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from threadpoolctl import threadpool_limits
-
 from ..errors import Parser, UserError, run
-from ..runs.settings import Settings, flag
-from ..runs.state import NotFinite
+from ..optim.one_core import one_core
+from ..optim.trainer import NotFinite
+from ..runs.settings import OPTIONS, flag
 from .commands import DEFAULTS, SHAPE, TRAINING, Job, run_distill, run_independent, run_prune, run_search, run_upcycle
 
 Option = tuple[str, type, Any, str]  # name, type, default, help
@@ -107,10 +105,10 @@ def parser() -> Parser:
         command.add_argument("--corpus", action="append", metavar="TEXT", help="as in tinymoe.train (default: pydoc)")
         for option in recipe.options:
             add(command, *option)
-        for f in fields(Settings):
-            if f.name in (*TRAINING, *SHAPE):
-                text = HELP.get(f.name, f.metadata["help"])
-                add(command, f.name, f.type, argparse.SUPPRESS, f"{text} (default: {DEFAULTS.get(f.name, f.default)})")
+        for name, f in OPTIONS.items():
+            if name in (*TRAINING, *SHAPE):
+                text = HELP.get(name, f.metadata["help"])
+                add(command, name, f.type, argparse.SUPPRESS, f"{text} (default: {DEFAULTS.get(name, f.default)})")
     return top
 
 
@@ -128,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{flag(name)} is {value}; it must be a finite number, at least {least}")
     if getattr(given, "student", "dense") not in ("sparse", "dense"):
         raise UserError(f"--student is {given.student!r}; choose sparse or dense")
-    with threadpool_limits(1):
+    with one_core():
         try:
             return RECIPES[given.recipe].run(Job(given))
         except NotFinite as error:

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,10 +43,10 @@ class Job:
             if self.model.config.vocabulary != 256:
                 raise UserError(f"the model in {given.folder} is not over bytes, so there is no text to train it on")
             flags.setdefault("context", self.model.config.context)
-        settings = resolve(DEFAULTS | {"corpus": tuple(given.corpus or ["pydoc"])} | flags)
-        self.settings = replace(for_steps(settings, settings.steps), workers=1)
-        self.text = corpora.load_split(settings.corpus, settings.context, settings.seed)
-        self.rng = np.random.default_rng(settings.seed)
+        settings = resolve(DEFAULTS | {"corpus": tuple(given.corpus or ["pydoc"]), "workers": 1} | flags)
+        self.settings = for_steps(settings, settings.run.steps)
+        self.text = corpora.load_split(settings.data.corpus, settings.model.context, settings.run.seed)
+        self.rng = np.random.default_rng(settings.run.seed)
 
     def begin(self) -> None:
         """Make the folder. Whatever the user can have got wrong has been checked by then."""
@@ -55,15 +54,15 @@ class Job:
 
     @property
     def dense(self) -> Settings:
-        return replace(self.settings, dense_layers=tuple(range(self.settings.layers)))
+        return self.settings.but(dense_layers=tuple(range(self.settings.model.layers)))
 
     def trained(self, settings: Settings) -> Model:
         """A new model, trained as the settings say."""
-        return fit(new_model(settings.model, settings.seed), settings, self.text.train)
+        return fit(new_model(settings.model, settings.run.seed), settings, self.text.train)
 
     def further(self, model: Model, steps: int) -> Model:
         """The model after so many steps more, on other windows than it has begun with."""
-        settings = replace(for_steps(with_shape(self.settings, model.config), steps), seed=self.settings.seed + 1)
+        settings = for_steps(with_shape(self.settings, model.config), steps).but(seed=self.settings.run.seed + 1)
         return fit(model, settings, self.text.train)
 
     def loss(self, model: Model) -> float:
@@ -79,11 +78,11 @@ class Job:
 
 
 def run_upcycle(job: Job) -> int:
-    given, steps = job.given, job.settings.steps
-    k, experts = job.settings.top_k, job.settings.experts
+    given, steps = job.given, job.settings.run.steps
+    k, experts = job.settings.model.top_k, job.settings.model.experts
 
     def sparse_of(dense: Model) -> Model:
-        return upcycle(*dense, experts, k, np.random.default_rng(job.settings.seed), given.noise, given.split or k)
+        return upcycle(*dense, experts, k, np.random.default_rng(job.settings.run.seed), given.noise, given.split or k)
 
     checked(lambda: sparse_of(job.model or new_model(job.dense.model, 0)))
     job.begin()
@@ -105,8 +104,8 @@ def run_upcycle(job: Job) -> int:
 def run_distill(job: Job) -> int:
     given, settings = job.given, job.settings if job.given.student == "sparse" else job.dense
     other = job.dense if given.student == "sparse" else job.settings
-    lesson = for_steps(replace(other, expert_width=2 * other.expert_width), given.teacher_steps)
-    begin = new_model(settings.model, settings.seed)
+    lesson = for_steps(other.but(expert_width=2 * other.model.expert_width), given.teacher_steps)
+    begin = new_model(settings.model, settings.run.seed)
     once = for_steps(settings, 1)
     checked(lambda: distill(job.model or begin, begin, once, job.text.train, given.alpha, given.temperature))
     job.begin()
@@ -145,29 +144,27 @@ def run_prune(job: Job) -> int:
 
 
 def run_independent(job: Job) -> int:
-    settings, steps = job.settings, job.settings.steps
-    parts = divide(job.text, settings.seed, job.given.parts)
-    if not settings.top_k <= settings.experts <= len(parts):
+    settings, model, seed, steps = job.settings, job.settings.model, job.settings.run.seed, job.settings.run.steps
+    parts = divide(job.text, seed, job.given.parts)
+    if not model.top_k <= model.experts <= len(parts):
         raise UserError(
-            f"--experts is {settings.experts}; it must lie between top_k and the {len(parts)} parts of the text"
+            f"--experts is {model.experts}; it must lie between top_k and the {len(parts)} parts of the text"
         )
-    if min(map(len, parts.values())) <= settings.context:
-        raise UserError(
-            f"a part of the text is shorter than a window of {settings.context}; lower --parts or --context"
-        )
+    if min(map(len, parts.values())) <= model.context:
+        raise UserError(f"a part of the text is shorter than a window of {model.context}; lower --parts or --context")
     job.begin()
-    alone = with_shape(settings, dense_shape(settings.model))
+    alone = with_shape(settings, dense_shape(model))
     trunk = job.trained(alone)
-    candidates = train_apart(trunk, replace(alone, seed=settings.seed + 1), list(parts.values()))
+    candidates = train_apart(trunk, alone.but(seed=seed + 1), list(parts.values()))
     half = len(job.text.val) // 2  # one half chooses, the other judges
     choosing, job.text = job.text.val[:half], job.text._replace(val=job.text.val[half:])
     losses = np.stack([token_losses(model, choosing, WINDOWS).reshape(-1) for model in candidates])
-    chosen = choose(losses, settings.experts)
-    connected = connect([candidates[i] for i in chosen], settings.top_k, job.rng)
+    chosen = choose(losses, model.experts)
+    connected = connect([candidates[i] for i in chosen], model.top_k, job.rng)
     together = job.further(connected, steps)
     rows = [("common trunk, dense", steps, job.loss(trunk))]
-    for i, (name, model) in enumerate(zip(parts, candidates, strict=True)):
-        rows.append((f"expert of {name}{'' if i in chosen else ' (not chosen)'}", steps, job.loss(model)))
+    for i, (name, candidate) in enumerate(zip(parts, candidates, strict=True)):
+        rows.append((f"expert of {name}{'' if i in chosen else ' (not chosen)'}", steps, job.loss(candidate)))
     rows += [("connected, router random", 0, job.loss(connected)), ("trained on together", steps, job.loss(together))]
     for count, what in ((3, "time if the experts train side by side"), (2 + len(parts), "steps in all")):
         joint = job.trained(for_steps(settings, count * steps))
@@ -177,7 +174,7 @@ def run_independent(job: Job) -> int:
 
 def run_search(job: Job) -> int:
     given, settings = job.given, job.settings
-    candidates = search.shapes(given.budget or settings.top_k * settings.expert_width, given.most)
+    candidates = search.shapes(given.budget or settings.model.top_k * settings.model.expert_width, given.most)
     if len(candidates) >> (given.rungs - 1) < 1:
         raise UserError(f"--rungs is {given.rungs}; {len(candidates)} shapes can't be halved {given.rungs - 1} times")
     job.begin()

@@ -1,10 +1,11 @@
 """A student that learns from a teacher: from all the probabilities of the next token, not only from which one it was."""
 
-from .. import ops
-from ..models.language import forward
+from typing import Any
+
+from ..models.language import forward, next_token
 from ..ops.distillation import distillation
 from ..runs.settings import Settings
-from .training import Array, Model, Objective, fit
+from .training import Array, Model, fit
 
 
 def distill(
@@ -27,12 +28,12 @@ def distill(
     return fit(student, settings, tokens, taught(teacher, alpha, temperature))
 
 
-def taught(teacher: Model, alpha: float, temperature: float) -> Objective:
-    """The objective of `distill`; the teacher reads the same windows."""
+def taught(teacher: Model, alpha: float, temperature: float) -> Any:
+    """What `distill` minimises, as a loss of the logits; the teacher reads the same windows."""
 
-    def objective(logits, batch):
-        (wise, _, _), _ = forward(*teacher, batch.ids)
-        hard, hard_back = ops.cross_entropy(logits, batch.targets.reshape(-1))
+    def of_logits(logits, batch):
+        (wise, _, _), _ = forward(*teacher, batch)
+        hard, hard_back = next_token(logits, batch)
         soft, soft_back = distillation(logits, teacher=wise, temperature=temperature)
         loss = (1 - alpha) * hard + alpha * soft
 
@@ -42,4 +43,4 @@ def taught(teacher: Model, alpha: float, temperature: float) -> Objective:
 
         return loss, backward
 
-    return objective
+    return of_logits

@@ -17,12 +17,10 @@ from ..models.parameters import Experts, Mixture, Router
 from ..runs.settings import Settings
 from .training import Array, Model, fit
 
-FEED_FORWARD = ".experts."  # the leaves that belong to an expert; the rest, the trunk, is common to all
-
 
 def train_apart(seed: Model, settings: Settings, parts: Sequence[Array]) -> list[Model]:
     """For each part of the text a dense model of which only the feed-forwards were trained, and on that part alone."""
-    return [fit(seed, settings, part, only=FEED_FORWARD) for part in parts]
+    return [fit(seed, settings, part, only="expert") for part in parts]
 
 
 def choose(losses: Array, count: int) -> list[int]:

@@ -64,7 +64,7 @@ def usage(model: Model, tokens: Array, limit: int = 0) -> Array:
     """(layers, E) int: how many tokens of the text go to each expert; 0 in a dense layer."""
     counts = np.zeros((model.config.layers, model.config.experts), int)
     for batch in evaluation_batches(tokens, model.config.context, 16, limit):
-        (_, _, routed), _ = forward(*model, batch.ids)
+        (_, _, routed), _ = forward(*model, batch)
         for layer, choice in enumerate(routed):
             counts[layer] += 0 if choice is None else choice.counts
     return counts

@@ -9,14 +9,15 @@ Source: Jamieson & Talwalkar 2016; 《稀疏专家模型》 §8.2 (神经架构�
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from ..models.accounting import active_parameters, parameters_by_part
+from ..models.config import LanguageConfig
+from ..models.parameters import Language
 from ..runs import plots
 from ..runs.settings import Settings
-from ..tree import named
 from .training import Array, Model, advance, evaluate, new_model, start
 
 C = TypeVar("C", bound=Hashable)
@@ -38,7 +39,7 @@ class Result(NamedTuple):
     loss: float  # on validation text, nats per token
     seconds: float  # of processor time per training step, which other programs at work do not change much
     total: int  # parameters
-    active: int  # of them at work on a token; of the embedding one row
+    active: int  # of them at work on a token
 
 
 def shapes(budget: int, most: int = 16) -> list[Shape]:
@@ -75,39 +76,35 @@ def pareto(costs: Array, losses: Array) -> Any:
 
 
 def search(settings: Settings, candidates: Sequence[Shape], train: Array, val: Array, rungs: int) -> Any:
-    """Successive halving of candidates, the first rung after `settings.steps` steps. Returns (results, best model)."""
+    """Successive halving of candidates, the first rung after the settings' steps. Returns (results, best model)."""
     states: dict[Shape, Any] = {}
     results: list[Result] = []
 
     def measure(shape: Shape, steps: int) -> float:
         own = with_candidate(settings, shape)
-        state = states.get(shape) or start(new_model(own.model, own.seed), own)
+        state = states.get(shape) or start(new_model(own.model, own.run.seed), own)
         states[shape] = state
         done, began = state.step, time.process_time()
         advance(state, own.model, own, train, steps)
         seconds = (time.process_time() - began) / max(steps - done, 1)
         loss = evaluate(Model(state.params, own.model), val, 200)
-        results.append(Result(shape, steps, loss, seconds, *parameters(state.params, own)))
+        results.append(Result(shape, steps, loss, seconds, *parameters(state.params, own.model)))
         return loss
 
-    last = halving(candidates, measure, settings.steps, rungs)[-1]
+    last = halving(candidates, measure, settings.run.steps, rungs)[-1]
     best = min(last, key=last.__getitem__)
     return results, Model(states[best].params, with_candidate(settings, best).model)
 
 
 def with_candidate(settings: Settings, shape: Shape) -> Settings:
     """The settings with this shape, at a constant learning rate."""
-    dense = tuple(range(settings.layers)) if shape.experts == 1 else ()
-    return replace(settings, **shape._asdict(), dense_layers=dense, final_lr=1.0)
+    dense = tuple(range(settings.model.layers)) if shape.experts == 1 else ()
+    return settings.but(**shape._asdict(), dense_layers=dense, final_lr=1.0)
 
 
-def parameters(params: Any, settings: Settings) -> tuple[int, int]:
+def parameters(params: Language, config: LanguageConfig) -> tuple[int, int]:
     """(all, those at work on a token)."""
-    sizes = {name: leaf.size for name, leaf in named(params).items()}
-    idle = sum(size for name, size in sizes.items() if ".experts." in name)
-    idle = idle * (settings.experts - settings.top_k) // settings.experts
-    rows = params.embedding.size - params.embedding.shape[1] if params.head is not None else 0
-    return sum(sizes.values()), sum(sizes.values()) - idle - rows
+    return sum(parameters_by_part(params).values()), active_parameters(params, config)
 
 
 def unbeaten(results: Sequence[Result]) -> list[bool]:

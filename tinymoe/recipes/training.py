@@ -1,24 +1,24 @@
-"""The plain training loop: one process, one batch after the other, any loss of the logits."""
+"""A model trained on one core with the common trainer, and what the recipes compare."""
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import ops, optim
-from ..data.windows import Batch, TrainingWindows, evaluation_batches
+from .. import ops
+from ..data.windows import TrainingWindows, evaluation_batches
 from ..models.config import LanguageConfig
+from ..models.evaluation import measure
 from ..models.initialise import initialize
-from ..models.language import forward
+from ..models.language import forward, next_token
 from ..models.parameters import Language
+from ..optim.trainer import State, Trainer, fresh
+from ..options import options_of
 from ..runs.settings import Settings
-from ..runs.state import NotFinite, State
-from ..tree import named, tree_map
+from ..tree import tree_map
 
 Array = np.ndarray
-Objective = Callable[[Array, Batch], tuple[Any, Callable[..., Any]]]  # (logits, batch) → loss, backward(dloss)
 
 
 class Model(NamedTuple):
@@ -34,34 +34,28 @@ def new_model(config: LanguageConfig, seed: int) -> Model:
 
 def with_shape(settings: Settings, config: LanguageConfig) -> Settings:
     """The settings of a training run for a model of this shape."""
-    known = {f.name for f in fields(Settings)}
-    return replace(settings, **{f.name: getattr(config, f.name) for f in fields(config) if f.name in known})
+    return settings.but(**{name: getattr(config, f.name) for name, f in options_of(config)})
 
 
 def for_steps(settings: Settings, steps: int) -> Settings:
     """The same for so many steps: the warm-up a tenth of them at most, the cosine down to the last."""
-    return replace(settings, steps=steps, decay_steps=steps, warmup=min(settings.warmup, steps // 10))
+    return settings.but(steps=steps, decay_steps=steps, warmup=min(settings.training.warmup, steps // 10))
 
 
-def next_token(logits: Array, batch: Batch):
-    """The usual objective: cross-entropy of the tokens that follow."""
-    return ops.cross_entropy(logits, batch.targets.reshape(-1))
+def fit(model: Model, settings: Settings, tokens: Array, of_logits: Any = next_token, only: str = "") -> Model:
+    """A trained copy of the model: `steps` steps with the settings' optimiser, schedule and balancing losses.
 
-
-def fit(model: Model, settings: Settings, tokens: Array, objective: Objective = next_token, only: str = "") -> Model:
-    """A trained copy of the model: `settings.steps` steps with its optimiser, schedule and balancing losses.
-
-    With `only`, leaves whose name does not contain it stay as they are.
+    of_logits  the loss of the logits, see `models.language.loss`
+    only       leaves without this role stay as they are
     """
     state = start(model, settings)
-    advance(state, model.config, settings, tokens, settings.steps, objective, only)
+    advance(state, model.config, settings, tokens, settings.run.steps, of_logits, only)
     return Model(state.params, model.config)
 
 
 def start(model: Model, settings: Settings) -> State:
     """A copy of the parameters with an optimiser that has seen nothing."""
-    params = tree_map(np.copy, model.params)
-    return State(params, {name: optim.new_slots(settings.optimizer, p) for name, p in named(params).items()})
+    return fresh(tree_map(np.copy, model.params), settings.training)
 
 
 def advance(
@@ -70,54 +64,31 @@ def advance(
     settings: Settings,
     tokens: Array,
     until: int,
-    objective: Objective = next_token,
+    of_logits: Any = next_token,
     only: str = "",
 ) -> None:
     """Train the state in place up to step `until`. Raises NotFinite when the loss or the gradient is not."""
-    windows = TrainingWindows(tokens, settings.context, settings.seed)
-    update, leaves = optim.OPTIMIZERS[settings.optimizer], named(state.params)
-    while state.step < until:
-        step = state.step + 1
-        rng = np.random.default_rng([settings.seed, step])
-        with np.errstate(over="ignore", invalid="ignore"):  # it is found and said in one sentence below
-            loss, gradient = loss_and_gradient(state.params, config, settings, windows, step, objective, rng)
-            gradients = {name: g for name, g in named(gradient).items() if only in name}
-            norm = optim.global_norm(gradients.values())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NotFinite(f"the loss is {loss:.3g} and the norm of the gradient {norm:.3g} at step {step}")
-        factor = optim.clip_factor(norm, settings.clip)
-        floor = settings.final_lr * settings.lr
-        lr = optim.learning_rate(step, settings.lr, settings.warmup, settings.decay_steps, floor)
-        for name, g in gradients.items():
-            decay = settings.weight_decay if g.ndim > 1 else 0.0
-            options = {"lr": lr, "step": step, "beta1": settings.beta1, "beta2": settings.beta2}
-            update(leaves[name], g * factor, state.slots[name], weight_decay=decay, **options)
-        state.step = step
-
-
-def loss_and_gradient(params, config, settings, windows, step, objective, rng):
-    """Of the batch of this step: the objective, and the gradient of it and of the mean of the layers' balancing losses."""
-    batch = windows.batch(step, settings.batch_size)
-    (logits, losses, routed), forward_back = forward(params, config, batch.ids, rng, balancing=settings.balancing)
-    loss, loss_back = objective(logits, batch)
-    (dlogits,) = loss_back(1.0)
-    layers = max(sum(r is not None for r in routed), 1)
-    return float(loss), forward_back(dlogits, [1 / layers] * len(losses))
+    windows = TrainingWindows(tokens, config.context, settings.run.seed)
+    objective = replace(settings.objective, config=config, of_logits=of_logits)
+    with Trainer(state, objective, settings.training, seed=settings.run.seed, only=only) as trainer:
+        while state.step < until:
+            trainer.step(windows.batch(state.step + 1, settings.training.batch_size))
 
 
 def token_losses(model: Model, tokens: Array, limit: int = 0) -> Array:
     """(windows, T): what each token of text cut into windows costs, in nats; `limit` windows, or with 0 all."""
     found = []
     for batch in evaluation_batches(tokens, model.config.context, 16, limit):
-        (logits, _, _), _ = forward(*model, batch.ids)
-        chosen = np.take_along_axis(logits, batch.targets.reshape(-1, 1), 1)[:, 0]
-        found.append((ops.log_sum_exp(logits)[0] - chosen).reshape(batch.ids.shape))
+        assert batch.targets is not None
+        (logits, _, _), _ = forward(*model, batch)
+        losses, _ = ops.cross_entropies(logits, batch.targets.reshape(-1))
+        found.append(losses.reshape(batch.ids.shape))
     return np.concatenate(found)
 
 
 def evaluate(model: Model, tokens: Array, limit: int = 0) -> float:
-    """Mean cross-entropy in nats per token."""
-    return float(token_losses(model, tokens, limit).mean(dtype=np.float64))
+    """Mean cross-entropy in nats per token, over `limit` windows, or with 0 all."""
+    return measure(*model, evaluation_batches(tokens, model.config.context, 16, limit)).loss
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -1,19 +1,19 @@
 """What changes during training, and how it is kept in a run's folder."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import optim
 from ..errors import UserError
 from ..models.config import LanguageConfig, VisionConfig
 from ..models.initialise import initialize, skeleton
 from ..models.parameters import Language
 from ..optim import sparsify
+from ..optim.trainer import NotFinite, State, Trainer, fresh
 from ..sparse import CSR
-from ..tree import named, with_leaves
+from ..tree import named, with_leaves, with_role
 from .checkpoint import load_arrays, save_arrays
 from .folder import CHECKPOINT, MODEL
 from .settings import Settings, from_plain, to_plain
@@ -21,28 +21,22 @@ from .settings import Settings, from_plain, to_plain
 Array = np.ndarray
 
 
-@dataclass
-class State:
-    """Parameters, the optimiser's memory of each by name, and how far training has come."""
-
-    params: Language
-    slots: dict[str, optim.Slots]
-    step: int = 0
-    seconds: float = 0.0  # spent training, over all sessions
-
-
 def new_state(settings: Settings) -> State:
-    rng = np.random.default_rng(settings.seed)
-    leaves = named(params := initialize(settings.model, rng))
-    slots = {name: optim.new_slots(settings.optimizer, p) for name, p in leaves.items()}
-    weights = {name: leaves[name] for name in sparsify.chosen(leaves)}
-    for name, mask in sparsify.first_masks(weights, settings, rng).items():
-        slots[name]["mask"] = mask
-    return State(params, slots)
+    """Random parameters, and an optimiser that has seen nothing."""
+    rng = np.random.default_rng(settings.run.seed)
+    state = fresh(initialize(settings.model, rng), settings.training)
+    leaves = named(state.params)
+    weights = {name: leaves[name] for name in with_role(state.params, "sparsifiable")}
+    for name, mask in sparsify.first_masks(weights, settings.sparsity, rng).items():
+        state.slots[name]["mask"] = mask
+    return state
 
 
-class NotFinite(ArithmeticError):
-    """The loss, the gradient or a parameter is no longer a number."""
+def new_trainer(state: State, settings: Settings) -> Trainer:
+    """What trains a run's state."""
+    run = settings.run
+    options: dict[str, Any] = {"sparsity": settings.sparsity, "workers": run.workers, "seed": run.seed}
+    return Trainer(state, settings.objective, settings.training, **options)
 
 
 def save_state(folder: Path, state: State, settings: Settings, corpus_sha256: str) -> None:
@@ -57,7 +51,7 @@ def save_state(folder: Path, state: State, settings: Settings, corpus_sha256: st
         arrays,
         {"settings": to_plain(settings), "step": state.step, "seconds": state.seconds, "corpus_sha256": corpus_sha256},
     )
-    save_model(folder / MODEL, state.params, settings.model, sparse=settings.sparsity != "none")
+    save_model(folder / MODEL, state.params, settings.model, sparse=settings.sparsity.on)
 
 
 def load_state(folder: Path) -> tuple[State, Settings, str]:
@@ -65,7 +59,7 @@ def load_state(folder: Path) -> tuple[State, Settings, str]:
     path = folder / CHECKPOINT
     arrays, metadata = load_arrays(path)
     try:
-        settings = Settings(**from_plain(metadata["settings"], str(path))).validated()
+        settings = Settings.of(**from_plain(metadata["settings"], str(path)))
         state = new_state(settings)
         params = _fill(named(state.params), arrays, "params", path)
         for name, slots in state.slots.items():
@@ -87,7 +81,7 @@ def save_model(path: Path, params: Language, config: LanguageConfig, sparse: boo
     `NAME.indptr`, `NAME.indices` and `NAME.data`; the matrices of a stack stand below one another.
     """
     arrays = dict(named(params))
-    for name in sparsify.chosen(arrays) if sparse else ():
+    for name in with_role(params, "sparsifiable") if sparse else ():
         csr = sparsify.as_csr(arrays[name])
         if csr.nbytes < arrays[name].nbytes:
             del arrays[name]

@@ -1,7 +1,7 @@
 """From a command line to a run that is ready to start."""
 
 import argparse
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -11,9 +11,10 @@ from ..errors import Parser, UserError
 from ..models.config import ROUTERS
 from ..models.routers import LOSSES
 from ..optim import sparsify
+from ..optim.trainer import State
 from ..runs.folder import CHECKPOINT, CONFIG, MODEL, new_folder
-from ..runs.settings import PRESET_HELP, PRESETS, Settings, flag, read_toml, resolve
-from ..runs.state import State, load_state, new_state
+from ..runs.settings import OPTIONS, PRESET_HELP, PRESETS, Settings, flag, read_toml, resolve
+from ..runs.state import load_state, new_state
 
 DESCRIPTION = """Train a language model with sparse experts on text, in NumPy.
 
@@ -24,7 +25,7 @@ RESUMABLE = ("steps", "eval_every", "checkpoint_every", "sample_tokens")  # what
 
 
 def parser() -> Parser:
-    """The command line, made from the fields of `Settings`."""
+    """The command line, made from the options of a run."""
     presets = "\n".join(f"  {name:<10} {PRESET_HELP[name]}" for name in PRESETS)
     recipes = (sparsify.__doc__ or "").split("\n\n")[1]
     parser = Parser(
@@ -57,14 +58,13 @@ def parser() -> Parser:
         metavar="FILE.toml",
         help="read settings from a file such as a run's config.toml; flags override it",
     )
-    groups = {
-        name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields(Settings))
-    }
-    for f in fields(Settings):
+    headings = dict.fromkeys(f.metadata["group"] for f in OPTIONS.values())
+    groups = {heading: parser.add_argument_group(heading) for heading in headings}
+    for name, f in OPTIONS.items():
         several = get_origin(f.type) is tuple
         options: dict[str, Any] = {"type": get_args(f.type)[0] if several else f.type, "default": argparse.SUPPRESS}
         shown = " ".join(map(str, f.default)) or "none" if isinstance(f.default, tuple) else f.default
-        options["help"] = f"{f.metadata['help']} (default: {PRESETS['default'].get(f.name, shown)})".replace("%", "%%")
+        options["help"] = f"{f.metadata['help']} (default: {PRESETS['default'].get(name, shown)})".replace("%", "%%")
         if several:
             options["action"] = "append"
         if f.type is bool:
@@ -74,7 +74,7 @@ def parser() -> Parser:
             options["metavar"] = f.metadata.get("metavar", "X" if f.type is float else "NAME" if f.type is str else "N")
         if "choices" in f.metadata:
             options["help"] += f"; one of {', '.join(f.metadata['choices'])}"
-        groups[f.metadata["group"]].add_argument(flag(f.name), **options)
+        groups[f.metadata["group"]].add_argument(flag(name), **options)
     return parser
 
 
@@ -83,7 +83,7 @@ def _listed(described: dict[str, str]) -> str:
 
 
 @dataclass
-class Run:
+class Prepared:
     """A run that is ready to start: nothing of what the user gave can turn out to be wrong from here on."""
 
     folder: Path
@@ -92,7 +92,7 @@ class Run:
     source: TextSource | CaptionSource
 
 
-def prepare(argv: list[str] | None = None) -> Run:
+def prepare(argv: list[str] | None = None) -> Prepared:
     """Read flags, corpora and the folder; raises UserError before anything is written."""
     flags = vars(parser().parse_args(argv))
     out, resume, overwrite, config = (flags.pop(name) for name in ("out", "resume", "overwrite", "config"))
@@ -108,12 +108,12 @@ def prepare(argv: list[str] | None = None) -> Run:
         settings, state, sha256 = _resumed(resume, flags)
     else:
         settings, state, sha256 = resolve(flags, config), None, None
-        here = tuple(c if corpora.is_name(c) else str(Path(c).resolve()) for c in settings.corpus)
-        settings = replace(settings, corpus=here)  # so that the run can be resumed from anywhere
-    source = new_source(settings)
-    if settings.position in ("learned", "sinusoidal") and source.context > settings.context:
+        here = tuple(c if corpora.is_name(c) else str(Path(c).resolve()) for c in settings.data.corpus)
+        settings = settings.but(corpus=here)  # so that the run can be resumed from anywhere
+    source, model = new_source(settings.data, settings.model.context, settings.run.seed), settings.model
+    if model.position in ("learned", "sinusoidal") and source.context > model.context:
         raise UserError(
-            f"the longest caption has {source.context} bytes, but --context {settings.context} gives only so many positions; "
+            f"the longest caption has {source.context} bytes, but --context {model.context} gives only so many positions; "
             f"give --context {source.context} or --position rotary"
         )
     if sha256 not in (None, source.sha256):
@@ -122,29 +122,30 @@ def prepare(argv: list[str] | None = None) -> Run:
             f"{source.sha256[:12]} instead of {str(sha256)[:12]}); restore it, or train anew"
         )
     state = state or new_state(settings)
-    return Run(resume or new_folder(out, overwrite, settings), settings, state, source)
+    return Prepared(resume or new_folder(out, overwrite, settings), settings, state, source)
 
 
 def _resumed(folder: Path, flags: dict[str, Any]) -> tuple[Settings, State | None, str | None]:
     if not (folder / CONFIG).exists():
         raise UserError(f"{folder} is not the folder of a run (it has no {CONFIG})")
     written = read_toml(folder / CONFIG)
-    if written.keys() != {f.name for f in fields(Settings)}:
+    if written.keys() != OPTIONS.keys():
         raise UserError(f"{folder / CONFIG} is incomplete or of another version; restore it, or train anew")
     if not (folder / CHECKPOINT).exists():
         if (folder / MODEL).exists():
             raise UserError(
                 f"{folder} has a model but no {CHECKPOINT} to go on from; restore it, or train anew elsewhere"
             )
-        return replace(Settings(**written), **flags).validated(), None, None  # stopped before the first checkpoint
+        return Settings.of(**{**written, **flags}), None, None  # stopped before the first checkpoint
     state, settings, sha256 = load_state(folder)
-    changed = [n for n, v in written.items() if n not in RESUMABLE and v != getattr(settings, n)]
+    trained = settings.flat()
+    changed = [n for n, v in written.items() if n not in RESUMABLE and v != trained[n]]
     if changed:
         raise UserError(
             f"{folder / CONFIG} and the checkpoint beside it differ in {', '.join(changed)}: one of them is from another "
             "run; restore it, or train anew"
         )
-    settings = replace(settings, **flags).validated()
-    if settings.steps < state.step:
+    settings = settings.but(**flags)
+    if settings.run.steps < state.step:
         raise UserError(f"{folder} has already done {state.step} steps; give --steps above that to go on")
     return settings, state, sha256

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from ..errors import say
 from ..optim.trainer import StepReport
-from ..runs.settings import Settings
 
 
 @contextmanager
@@ -35,12 +34,12 @@ def stop_signals() -> Iterator[list[int]]:
 class Progress:
     """The line that runs along while training, and a lasting line at each evaluation."""
 
-    def __init__(self, settings: Settings, step: int, context: int) -> None:
-        self.settings = settings
-        self.tokens = settings.batch_size * context
+    def __init__(self, steps: int, step: int, tokens: int, experts: int) -> None:
+        """`step` of `steps` are done; a step sees so many tokens, and a layer has so many experts."""
+        self.steps, self.tokens = steps, tokens
         self.began, self.first = time.perf_counter(), step
-        self.bar = tqdm(total=settings.steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
-        self.loss, self.load = 0.0, np.zeros(settings.experts)
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        self.loss, self.load = 0.0, np.zeros(experts)
 
     def __enter__(self) -> "Progress":
         return self
@@ -52,16 +51,16 @@ class Progress:
         done = step - self.first
         weight = max(1 / done, 0.02)  # a running mean over about 50 steps
         self.loss += weight * (report.loss - self.loss)
-        routed = [layer.counts for layer in report.layers if layer is not None]
+        routed = [layer.counts for layer in report.details.layers if layer is not None]
         if routed:
             self.load = self.load + weight * (np.mean([c / c.sum() for c in routed], 0) - self.load)
         self.bar.set_postfix_str(self._numbers(step), refresh=False)
         self.bar.update()
 
     def evaluated(self, step: int, loss: float) -> None:
-        left = (time.perf_counter() - self.began) / (step - self.first) * (self.settings.steps - step)
+        left = (time.perf_counter() - self.began) / (step - self.first) * (self.steps - step)
         line = (
-            f"step {step:>5}/{self.settings.steps}  validation {loss:.4f}  {self._numbers(step)}, "
+            f"step {step:>5}/{self.steps}  validation {loss:.4f}  {self._numbers(step)}, "
             f"{int(left) // 60}:{int(left) % 60:02} left"
         )
         with self.bar.external_write_mode():
