@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from test_train import assert_same_run, records, run, text, weights  # noqa: F401 (text is a fixture)
 
+from tests.train.test_train import assert_same_run, records, run, text, weights  # noqa: F401 (text is a fixture)
 from tinymoe import ops
 from tinymoe.errors import UserError
 from tinymoe.models.config import ONE_CHOICE, ROUTERS, SCORES, SHARED, LanguageConfig

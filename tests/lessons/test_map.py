@@ -1,13 +1,13 @@
-"""lessons/DOCUMENTS.md is complete, and all that it names exists. `python tests/test_map.py` prints its index anew."""
+"""lessons/DOCUMENTS.md is complete, and all that it names exists. `python -m tests.lessons.test_map` prints its index anew."""
 
 import ast
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
+
 MAP = ROOT / "lessons" / "DOCUMENTS.md"
 COUNTS = {"L": 9, "M": 14, "S": 12, "V": 3, "O": 6}
 IDS = [f"{group}{n}" for group, count in COUNTS.items() for n in range(1, count + 1)]
@@ -83,7 +83,7 @@ def wrong_names(field, value):
         names = re.findall(r"`([\w.]+)`", listed)
         if not names:
             yield f"{target} is there without a name"
-        if (file.parent.name == "tests") != (field == "Test"):
+        if target.startswith("../tests/") != (field == "Test"):
             yield f"{target} is no place for {field}"
         for name in names:
             if file.is_file() and (name not in definitions(file) or (field == "Test" and name[:5] != "test_")):
@@ -113,7 +113,7 @@ def problems(text):
         if not places(body):
             yield f"{row}: no place in a document"
     if "\n".join(index(text)) not in text:
-        yield "the index is old; print it anew: python tests/test_map.py"
+        yield "the index is old; print it anew: python -m tests.lessons.test_map"
 
 
 def test_the_map_is_true():
@@ -129,12 +129,12 @@ def test_the_map_is_true():
         ("[`ops/linear.py`]", "[`ops/sparse.py`]", "ops/sparse.py leads to ../tinymoe/ops/linear.py"),
         ("`embedding`", "`embeddings`", "L1: embeddings is not in ../tinymoe/ops/linear.py"),
         ("`LSTMExperts.fit`", "`LSTMExperts.fits`", "L9: LSTMExperts.fits is not in"),
-        ("`test_relu`", "`test_rely`", "L2: test_rely is not in ../tests/test_documents.py"),
+        ("`test_relu`", "`test_rely`", "L2: test_rely is not in ../tests/documents/test_documents.py"),
         ("`test_relu`", "`pytest`", "L2: pytest is not in"),
-        (" `test_relu`,", "", "L2: ../tests/test_documents.py is there without a name"),
+        (" `test_relu`,", "", "L2: ../tests/documents/test_documents.py is there without a name"),
         ("`test_relu`", "and `test_relu`", "L2: Test has 1 names without a link"),
         (" `test_the_output_layer`", "", "L3: Test names nothing"),
-        ("../tests/test_long_text.py", "../tinymoe/models/long_text.py", "long_text.py is no place for Test"),
+        ("../tests/models/test_long_text.py", "../tinymoe/models/long_text.py", "long_text.py is no place for Test"),
         ("### L3 · ", "### ", "'L3'"),
         ("### L4 · ", "### L3 · ", "'L3', 'L4'"),
         ("- **Lesson**: ", "- ", "L1: fields ['Wrong there', 'Code', 'Test']"),

@@ -3,13 +3,14 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 
-LESSONS = Path(__file__).parent.parent / "lessons"
+from tests.conftest import ROOT
+
+LESSONS = ROOT / "lessons"
 sys.path.insert(0, str(LESSONS))
 
 import build  # noqa: E402

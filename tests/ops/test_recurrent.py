@@ -39,7 +39,7 @@ def test_gradient_by_complex_step(case):
 @every_case
 def test_pytorch_agrees(case):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
-    from torch_recurrent import REFERENCES
+    from tests.parity.torch_recurrent import REFERENCES
 
     inputs = [torch.tensor(a, requires_grad=True) for a in case.inputs]
     outputs, backward = case.operation(*case.inputs)

@@ -19,10 +19,7 @@ from tinymoe.models.routers import Balancing
 from tinymoe.tree import named, tree_map
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
-import torch_balance  # noqa: E402 (they import torch)
-import torch_distillation  # noqa: E402
-import torch_gates  # noqa: E402
-import torch_recurrent  # noqa: E402
+from tests.parity import torch_balance, torch_distillation, torch_gates, torch_recurrent  # noqa: E402 (they import torch)
 
 F = torch.nn.functional
 torch.set_num_threads(1)  # the arrays are tiny: more threads only wait for each other

@@ -57,7 +57,7 @@ def test_float32_stays_float32_and_agrees_with_float64(case):
 @pytest.mark.parametrize("case", cases(seed=1), ids=str)
 def test_pytorch_agrees(case):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity]")
-    from torch_balance import REFERENCES
+    from tests.parity.torch_balance import REFERENCES
 
     inputs = [torch.tensor(a) if type(a) is np.ndarray else a for a in case.inputs]
     floats = [t.requires_grad_() for t in inputs if torch.is_tensor(t) and t.is_floating_point()]

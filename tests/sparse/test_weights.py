@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sparse_matrices import canonical, random_dense
 
+from tests.sparse.test_matrices import canonical, random_dense
 from tinymoe.sparse import (
     COO,
     CSR,

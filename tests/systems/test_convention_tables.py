@@ -1,12 +1,10 @@
-"""docs/conventions.md shows what the conventions compute: python tests/test_convention_tables.py prints it anew."""
+"""docs/conventions.md shows what the conventions compute: python -m tests.systems.test_convention_tables prints it anew."""
 
-from pathlib import Path
-
-from test_conventions import INDICES, LOGITS, PER_LAYER, value
-
+from tests.conftest import ROOT
+from tests.systems.test_conventions import INDICES, LOGITS, PER_LAYER, value
 from tinymoe.systems.conventions import BALANCE, CAPACITY
 
-DOCS = Path(__file__).parent.parent / "docs" / "conventions.md"
+DOCS = ROOT / "docs" / "conventions.md"
 
 
 def balance_table():
@@ -30,7 +28,7 @@ def capacity_table():
 def test_the_documented_tables_are_what_is_computed():
     written = DOCS.read_text()
     for table in (balance_table, capacity_table):
-        assert "\n".join(table()) in written, "print it anew: python tests/test_convention_tables.py"
+        assert "\n".join(table()) in written, "print it anew: python -m tests.systems.test_convention_tables"
 
 
 if __name__ == "__main__":

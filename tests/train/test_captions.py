@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from test_train import assert_same_run
 
+from tests.train.test_train import assert_same_run
 from tinymoe import generate
 from tinymoe.data.pictures import images
 from tinymoe.data.sources import CaptionSource, drop_words, moved

@@ -1,13 +1,12 @@
 """What each router promises, found by trying: docs/routers.md shows the table that this file computes.
 
-python tests/test_properties.py        prints the table anew
+python -m tests.models.test_properties        prints the table anew
 """
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tinymoe import ops
 from tinymoe.models.blocks import mixture
 from tinymoe.models.config import ONE_CHOICE, ROUTERS, LanguageConfig
@@ -15,7 +14,7 @@ from tinymoe.models.initialise import initialize
 from tinymoe.models.routers import Situation
 from tinymoe.tree import named, tree_map, with_leaves
 
-DOCS = Path(__file__).parent.parent / "docs" / "routers.md"
+DOCS = ROOT / "docs" / "routers.md"
 B, T, E = 3, 8, 4  # sequences, positions, experts
 
 
@@ -162,7 +161,7 @@ def table():
 
 
 def test_the_documented_table_is_what_is_found():
-    assert table() in DOCS.read_text(), "print it anew: python tests/test_properties.py"
+    assert table() in DOCS.read_text(), "print it anew: python -m tests.models.test_properties"
 
 
 @pytest.mark.parametrize("router", ROUTERS)

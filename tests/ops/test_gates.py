@@ -39,7 +39,7 @@ def flat(outputs):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_pytorch_agrees(case):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
-    from torch_gates import REFERENCES
+    from tests.parity.torch_gates import REFERENCES
 
     inputs = [torch.tensor(a) if isinstance(a, np.ndarray) else a for a in case.inputs]
     floats = [t.requires_grad_() for t in inputs if torch.is_tensor(t) and t.is_floating_point()]
