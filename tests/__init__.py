@@ -1,1 +1,1 @@
-"""The tests stand as the package does: a folder for each of its own; what compares with PyTorch is in parity/."""
+"""A folder for each of the package; lessons/ for the lessons, parity/ for comparisons with PyTorch."""

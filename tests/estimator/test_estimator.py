@@ -1,4 +1,4 @@
-"""The mixture's likelihood and the estimator: gradients, PyTorch, numbers by hand, real tables, and clear complaints."""
+"""The mixture's likelihood and the estimator: gradients, numbers by hand, real tables, and clear complaints."""
 
 import os
 import subprocess

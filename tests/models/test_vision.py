@@ -132,43 +132,6 @@ def test_a_gradient_has_the_type_and_dtype_of_the_parameters(encoder):
     assert {a.dtype for a in (features, *named(gradient).values())} == {np.dtype(np.float32)}
 
 
-def torch_encode(torch, images, p, config):
-    """With PyTorch's own parts: a patch's projection is a convolution whose stride is its size."""
-    functional = torch.nn.functional
-    kernel = p["projection"].reshape(config.patch, config.patch, -1, config.width).permute(3, 2, 0, 1)
-    x = functional.conv2d(images.permute(0, 3, 1, 2), kernel, stride=config.patch).flatten(2).mT + p["positions"]
-    heads = config.heads, config.width // config.heads
-
-    def norm(x, gain):
-        return functional.rms_norm(x, gain.shape, gain, eps=1e-6)
-
-    for i in range(config.layers if config.encoder == "transformer" else 0):
-        of_block = {name.removeprefix(f"blocks.{i}."): a for name, a in p.items()}
-        n = norm(x, of_block["attention_norm.gain"])
-        q, k, v = ((n @ of_block[f"attention.{name}"]).unflatten(-1, heads) for name in ("query", "key", "value"))
-        q, k, v = (a.transpose(1, 2) for a in (q, k, v))
-        a = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + a @ of_block["attention.output"]
-        up, down = of_block["mixture.experts.up"][0], of_block["mixture.experts.down"][0]
-        x = x + functional.gelu(norm(x, of_block["mixture_norm.gain"]) @ up, approximate="tanh") @ down
-    return norm(x, p["norm.gain"]) @ p["output"]
-
-
-@every_encoder
-def test_pytorch_agrees_on_the_encoder(encoder):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
-    images, params, config = setup(encoder)
-    theirs = {name: torch.tensor(leaf, requires_grad=True) for name, leaf in named(params).items()}
-    expected = torch_encode(torch, torch.tensor(images), theirs, config)
-    features, backward = encode(images, params, config)
-    np.testing.assert_allclose(features, expected.detach().numpy(), rtol=0, atol=1e-10)
-    dfeatures = RNG.standard_normal(features.shape)
-    gradients = torch.autograd.grad(expected, list(theirs.values()), torch.tensor(dfeatures))
-    for (name, ours), other in zip(named(backward(dfeatures)).items(), gradients, strict=True):
-        size = float(other.abs().max())
-        np.testing.assert_allclose(ours, other.numpy(), rtol=0, atol=1e-10 * size, err_msg=name)
-
-
 @every_encoder
 def test_patches_see_each_other_through_attention_only(encoder):
     images, params, config = setup(encoder)

@@ -54,22 +54,6 @@ def test_float32_stays_float32_and_agrees_with_float64(case):
     assert [(g.shape, g.dtype) for g in gradients] == [(v.shape, v.dtype) for v in inputs if is_float(v)]
 
 
-@pytest.mark.parametrize("case", cases(seed=1), ids=str)
-def test_pytorch_agrees(case):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity]")
-    from tests.parity.torch_balance import REFERENCES
-
-    inputs = [torch.tensor(a) if type(a) is np.ndarray else a for a in case.inputs]
-    floats = [t.requires_grad_() for t in inputs if torch.is_tensor(t) and t.is_floating_point()]
-    y, backward = case.operation(*case.inputs, **case.options)
-    expected = REFERENCES[case.operation](*inputs, **case.options)
-    np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-10, atol=1e-14)
-    dy = np.asarray(np.random.default_rng(2).standard_normal(y.shape))
-    gradients = torch.autograd.grad([expected], floats, [torch.from_numpy(dy)])
-    for one, other in zip(backward(dy), gradients, strict=True):
-        np.testing.assert_allclose(one, other.numpy(), rtol=1e-10, atol=1e-14)
-
-
 def batch(n=12, n_experts=5, k=2, seed=3):
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((n, n_experts))

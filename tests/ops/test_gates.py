@@ -1,4 +1,4 @@
-"""Scores, gates and soft mixtures: gradients, the same in PyTorch, numbers by hand, and what must stay the same."""
+"""Scores, gates and soft mixtures: gradients, numbers by hand, and what must stay the same."""
 
 import sys
 
@@ -30,31 +30,6 @@ def test_gradient_by_central_differences(case):
 def test_gradient_by_complex_step(case):
     report = check_gradients(case.operation, *case.inputs, method="complex", tolerance=1e-12, **case.options)
     assert report.ok, report
-
-
-def flat(outputs):
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_pytorch_agrees(case):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
-    from tests.parity.torch_gates import REFERENCES
-
-    inputs = [torch.tensor(a) if isinstance(a, np.ndarray) else a for a in case.inputs]
-    floats = [t.requires_grad_() for t in inputs if torch.is_tensor(t) and t.is_floating_point()]
-    y, backward = case.operation(*case.inputs, **case.options)
-    expected = flat(REFERENCES[case.operation](*inputs, **case.options))
-    for one, other in zip(flat(y), expected, strict=True):
-        other = other.detach().numpy()
-        assert (one.shape, one.dtype) == (other.shape, other.dtype)
-        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-13)
-    outputs = [t for t in expected if t.requires_grad]
-    dys = [RNG.standard_normal(t.shape) for t in outputs]
-    gradients = torch.autograd.grad(outputs, floats, [torch.tensor(dy) for dy in dys])
-    for one, other in zip(backward(*dys), gradients, strict=True):
-        size = max(float(other.abs().max()), 1e-3) if other.numel() else 0
-        np.testing.assert_allclose(one, other.numpy(), rtol=0, atol=1e-10 * size)
 
 
 def test_every_operation_of_these_files_has_a_case():

@@ -1,4 +1,4 @@
-"""Recurrent networks: gradients, the same in PyTorch, numbers by hand, chunks, and how far a gradient reaches."""
+"""Recurrent networks: gradients, numbers by hand, chunks, and how far a gradient reaches."""
 
 import numpy as np
 import pytest
@@ -34,22 +34,6 @@ def test_gradient_by_central_differences(case):
 def test_gradient_by_complex_step(case):
     report = check_gradients(case.operation, *case.inputs, method="complex", tolerance=1e-12)
     assert report.ok, report
-
-
-@every_case
-def test_pytorch_agrees(case):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
-    from tests.parity.torch_recurrent import REFERENCES
-
-    inputs = [torch.tensor(a, requires_grad=True) for a in case.inputs]
-    outputs, backward = case.operation(*case.inputs)
-    expected = REFERENCES[case.operation](*inputs)
-    dys = [RNG.standard_normal(y.shape) for y in outputs]
-    gradients = torch.autograd.grad(expected, inputs, [torch.tensor(dy) for dy in dys])
-    for ours, theirs in zip((*outputs, *backward(*dys)), (*expected, *gradients), strict=True):
-        size = float(theirs.detach().abs().max()) if theirs.numel() else 0
-        assert ours.shape == theirs.shape
-        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=1e-10 * size)
 
 
 def one_step(op, x, weights, states):

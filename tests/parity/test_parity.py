@@ -10,6 +10,8 @@ from itertools import product
 import numpy as np
 import pytest
 
+from tests.parity import torch_balance, torch_distillation, torch_gates, torch_recurrent
+from tests.parity.pytorch import torch
 from tinymoe import ops, optim
 from tinymoe.check.cases import cases
 from tinymoe.models.config import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig
@@ -18,11 +20,7 @@ from tinymoe.models.language import forward, loss
 from tinymoe.models.routers import Balancing
 from tinymoe.tree import named, tree_map
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install -e .[parity] to compare with it")
-from tests.parity import torch_balance, torch_distillation, torch_gates, torch_recurrent  # noqa: E402 (they import torch)
-
 F = torch.nn.functional
-torch.set_num_threads(1)  # the arrays are tiny: more threads only wait for each other
 
 
 def agree(name, got, expected, unit=1.0):

@@ -2,8 +2,7 @@
 padding cut out where the library masks it, and a loop over sequences or layers where the library has one array.
 """
 
-import torch
-
+from tests.parity.pytorch import torch
 from tinymoe.ops.balance import (
     device_balance,
     importance,

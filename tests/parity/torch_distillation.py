@@ -1,7 +1,6 @@
 """Distillation once more: PyTorch's own divergence between softened probabilities; autograd differentiates."""
 
-import torch
-
+from tests.parity.pytorch import torch
 from tinymoe.ops.distillation import distillation as ours
 
 F = torch.nn.functional

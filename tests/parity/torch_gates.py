@@ -7,8 +7,8 @@ gradient; options arrive as NumPy arrays.
 from itertools import product
 
 import numpy as np
-import torch
 
+from tests.parity.pytorch import torch
 from tinymoe.ops import gates, gelu, relu, scores, shared_gates, silu, soft
 
 F = torch.nn.functional

@@ -1,7 +1,6 @@
 """Recurrent networks once more: PyTorch's own modules, with weights from the arrays; autograd differentiates."""
 
-import torch
-
+from tests.parity.pytorch import torch
 from tinymoe.ops import recurrent
 
 
