@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.train.test_train import SMALL
+from tests.conftest import SMALL
 from tinymoe import study
 from tinymoe.errors import UserError
 

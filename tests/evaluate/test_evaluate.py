@@ -2,12 +2,12 @@
 
 import json
 import math
-import random
 import sys
 
 import numpy as np
 import pytest
 
+from tests.conftest import records
 from tinymoe import errors, ops
 from tinymoe.check import __main__ as check
 from tinymoe.data.windows import Batch, cut, evaluation_batches
@@ -204,15 +204,6 @@ def test_a_report_is_flush_and_its_json_is_valid_though_a_loss_is_not_finite():
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    rng = random.Random(0)
-    words = "the cat saw a dog und 春眠不觉晓 𝒳 ran över naïve hills; again, quietly.".split()
-    file = tmp_path_factory.mktemp("corpus") / "prose.txt"
-    file.write_text(" ".join(rng.choice(words) for _ in range(3000)), encoding="utf-8")
-    return file
-
-
-@pytest.fixture(scope="module")
 def trained(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a"
     train.main(["--corpus", str(text), "--out", str(folder), *SMALL])
@@ -227,7 +218,7 @@ def report_of(folder, *args):
 
 def test_the_command_reports_what_training_found_and_what_the_folder_holds(trained, capsys):
     numbers = report_of(trained)
-    recorded = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    recorded = records(trained)
     validation, last = numbers["validation text"], [r for r in recorded if r["split"] == "val"][-1]
     assert validation["loss"]["value"] == pytest.approx(last["loss"], rel=1e-6)
     assert validation["predicted"]["value"] == numbers["training text"]["predicted"]["value"] == last["predicted"]

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from tests.conftest import shaken
 from tinymoe import ops
 from tinymoe.models.config import LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, read_on
 from tinymoe.models.long_text import chunk_losses, overlapping_loss, streams
-from tinymoe.tree import tree_map
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 100).astype(np.uint8)
 
@@ -17,7 +17,7 @@ def model(architecture):
     sizes = {"vocabulary": 11, "context": 8, "layers": 2, "width": 12, "heads": 2, "kv_heads": 1, "expert_width": 5}
     config = LanguageConfig(**sizes, experts=4, architecture=architecture)
     rng = np.random.default_rng(1)
-    return tree_map(lambda a: a + 0.3 * rng.standard_normal(a.shape), initialize(config, rng, np.float64)), config
+    return shaken(initialize(config, rng, np.float64), rng, 0.3), config
 
 
 @pytest.mark.parametrize("architecture", ["rnn", "gru", "lstm"])

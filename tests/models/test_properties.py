@@ -6,13 +6,13 @@ python -m tests.models.test_properties        prints the table anew
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, shaken
 from tinymoe import ops
 from tinymoe.models.blocks import mixture
 from tinymoe.models.config import ONE_CHOICE, ROUTERS, LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.routers import Situation
-from tinymoe.tree import named, tree_map, with_leaves
+from tinymoe.tree import named, with_leaves
 
 DOCS = ROOT / "docs" / "routers.md"
 B, T, E = 3, 8, 4  # sequences, positions, experts
@@ -27,7 +27,7 @@ def layer(router, seed=0, k=None, **options):
     sizes = {"vocabulary": 32, "context": T, "layers": 1, "width": 6, "heads": 1, "kv_heads": 1, "expert_width": 5}
     config = LanguageConfig(**sizes, experts=E, router=router, top_k=k or top_k(router), **options)
     rng = np.random.default_rng(seed)
-    params = tree_map(lambda a: a + 0.5 * rng.standard_normal(a.shape), initialize(config, rng, np.float64))
+    params = shaken(initialize(config, rng, np.float64), rng, 0.5)
     return params.blocks[0].mixture, config, rng.standard_normal((B * T, 6)), rng.integers(0, 32, B * T)
 
 

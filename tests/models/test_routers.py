@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.train.test_train import assert_same_run, records, run, text, weights  # noqa: F401 (text is a fixture)
+from tests.conftest import assert_same_run, records, run, shaken, weights
 from tinymoe import ops
 from tinymoe.errors import UserError
 from tinymoe.models.config import ONE_CHOICE, ROUTERS, SCORES, SHARED, LanguageConfig
@@ -20,7 +20,7 @@ SMALL = {"vocabulary": 11, "context": 8, "layers": 2, "width": 12, "heads": 2, "
 def model(**options):
     config = LanguageConfig(**(SMALL | {"experts": 4} | options))
     rng = np.random.default_rng(0)
-    params = tree_map(lambda a: a + 0.2 * rng.standard_normal(a.shape), initialize(config, rng, np.float64))
+    params = shaken(initialize(config, rng, np.float64), rng, 0.2)
     return params, config
 
 
@@ -29,7 +29,7 @@ def flags(router):
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-def test_each_router_trains_and_resumes_to_the_same_bits(router, text, tmp_path):  # noqa: F811
+def test_each_router_trains_and_resumes_to_the_same_bits(router, text, tmp_path):
     more = [*flags(router), "--capacity-factor", 1.0, "--jitter", 0.1, "--z-weight", 0.001, "--shared-experts", 1]
     run(text, tmp_path / "whole", "--steps", 20, "--decay-steps", 20, *more)
     run(text, tmp_path / "parts", "--steps", 10, "--decay-steps", 20, *more)
@@ -40,7 +40,7 @@ def test_each_router_trains_and_resumes_to_the_same_bits(router, text, tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ["rnn", "gru", "lstm"])
-def test_recurrent_models_train_and_resume_to_the_same_bits(architecture, text, tmp_path):  # noqa: F811
+def test_recurrent_models_train_and_resume_to_the_same_bits(architecture, text, tmp_path):
     run(text, tmp_path / "whole", "--steps", 20, "--decay-steps", 20, "--architecture", architecture)
     run(text, tmp_path / "parts", "--steps", 10, "--decay-steps", 20, "--architecture", architecture)
     train.main(["--resume", str(tmp_path / "parts"), "--steps", "20"])
@@ -50,14 +50,14 @@ def test_recurrent_models_train_and_resume_to_the_same_bits(architecture, text, 
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-def test_all_its_losses_at_once(router, text, tmp_path):  # noqa: F811
+def test_all_its_losses_at_once(router, text, tmp_path):
     config = LanguageConfig(**SMALL, experts=4, router=router, top_k=1 if router in ONE_CHOICE else 2)
     more = [part for name in applicable(config) for part in ("--balance", name)]
     run(text, tmp_path / "run", "--steps", 3, *flags(router), *more)
     assert all(np.isfinite(r["balance"]) for r in records(tmp_path / "run") if r["split"] == "train")
 
 
-def test_the_global_loss_is_the_same_however_the_batch_is_cut(text, tmp_path):  # noqa: F811
+def test_the_global_loss_is_the_same_however_the_batch_is_cut(text, tmp_path):
     """f of the whole batch and P of the parts: exactly what one pass over everything gives; f of the parts is not."""
     found = {}
     for name, cut in (("whole", [1, 1]), ("parts", [2, 2])):
@@ -72,7 +72,7 @@ def test_the_global_loss_is_the_same_however_the_batch_is_cut(text, tmp_path):  
     assert found["parts", "switch"] != pytest.approx(found["whole", "switch"], rel=1e-3)
 
 
-def test_the_bias_moves_with_the_load_and_with_nothing_else(text, tmp_path):  # noqa: F811
+def test_the_bias_moves_with_the_load_and_with_nothing_else(text, tmp_path):
     sigmoid = ["--router", "sigmoid", "--bias-rate", 0.01, "--weight-decay", 5.0]
     run(text, tmp_path / "bias", "--steps", 5, "--balance", "bias", *sigmoid)
     run(text, tmp_path / "none", "--steps", 5, "--balance", "none", *sigmoid)
@@ -155,7 +155,7 @@ def test_a_router_in_float64_inside_a_float32_model():
 
 @pytest.mark.parametrize("scores", SCORES)
 @pytest.mark.parametrize("shared", SHARED)
-def test_scores_and_shared_experts_train(scores, shared, text, tmp_path):  # noqa: F811
+def test_scores_and_shared_experts_train(scores, shared, text, tmp_path):
     run(text, tmp_path / "run", "--steps", 2, "--scores", scores, "--shared-experts", 1, "--shared", shared)
     assert any("shared" in name for name in weights(tmp_path / "run"))
 
@@ -185,7 +185,7 @@ def test_top_1_keeps_its_probability_so_that_the_router_learns():
         (["--jitter", 1], "below 1"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(given, message, text, tmp_path):  # noqa: F811
+def test_settings_that_do_not_fit_are_refused(given, message, text, tmp_path):
     with pytest.raises(UserError, match=message):
         run(text, tmp_path / "run", *given)
     assert not (tmp_path / "run").exists()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import is_float
 from tinymoe.check.balance_cases import balance_cases
 from tinymoe.check.cases import Case
 from tinymoe.gradcheck import check_gradients
@@ -29,10 +30,6 @@ def cases(seed=0):
 
 
 every_case = pytest.mark.parametrize("case", cases(), ids=str)
-
-
-def is_float(value):
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 @every_case

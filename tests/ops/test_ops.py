@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import is_float
 from tinymoe import ops
 from tinymoe.check.cases import cases
 from tinymoe.gradcheck import MarginError, check_gradients
 
 CASES = list(cases())
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-def is_float(value):
-    return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
 
 
 def float_outputs(y):

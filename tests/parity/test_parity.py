@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from tests.conftest import shaken
 from tests.parity import torch_balance, torch_distillation, torch_gates, torch_recurrent
 from tests.parity.pytorch import torch
 from tinymoe import ops, optim
@@ -18,7 +19,7 @@ from tinymoe.models.config import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
 from tinymoe.models.routers import Balancing
-from tinymoe.tree import named, tree_map
+from tinymoe.tree import named
 
 F = torch.nn.functional
 
@@ -242,7 +243,7 @@ def agree_on_model(seed, weight, shape=(3, 5), **options):
     small = {"vocabulary": 11, "context": 8, "layers": 2, "width": 12, "heads": 3, "kv_heads": 3, "experts": 5}
     config = LanguageConfig(**(small | {"expert_width": 7} | options))
     rng = np.random.default_rng(seed)
-    params = tree_map(lambda a: a + 0.3 * rng.standard_normal(a.shape), initialize(config, rng, np.float64))
+    params = shaken(initialize(config, rng, np.float64), rng, 0.3)
     ids, targets = rng.integers(0, config.vocabulary, (2, *shape))
     targets[:, 1:][rng.random(targets[:, 1:].shape) < 0.3] = -100
 

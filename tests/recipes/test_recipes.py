@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.conftest import shaken
 from tinymoe import generate
 from tinymoe.data import corpora
 from tinymoe.data.windows import TrainingWindows
@@ -91,8 +92,7 @@ IDS = RNG.integers(0, 17, (5, 8))
 
 def model(config, dtype=np.float64):
     """With gains and the like away from their initial ones and zeros."""
-    params = initialize(config, RNG, dtype)
-    return Model(tree_map(lambda a: (a + 0.2 * RNG.standard_normal(a.shape)).astype(dtype), params), config)
+    return Model(shaken(initialize(config, RNG, dtype), RNG, 0.2), config)
 
 
 def logits(model, ids=IDS):

@@ -4,10 +4,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.sparse.test_matrices import DTYPES, canonical, close, messy, random_dense
+from tests.sparse.conftest import DTYPES, canonical, close, messy, random_dense
 from tinymoe.sparse import (
     COO,
     CSR,
@@ -20,8 +21,6 @@ from tinymoe.sparse import (
     sampled_matmul,
     sparse_normal,
 )
-
-scipy_sparse = pytest.importorskip("scipy.sparse")
 
 
 def documents_loop(a, b):
@@ -55,7 +54,7 @@ def test_products_equal_scipys(index):
         theirs, ours = messy(seed, index), CSR.from_scipy(messy(seed, index))
         n_rows, n_cols = ours.shape
         x, left = rng.standard_normal((n_cols, 3)), rng.standard_normal((4, n_rows))
-        other = scipy_sparse.random_array((n_cols, 6), density=rng.random(), rng=rng, format="csr")
+        other = scipy.sparse.random_array((n_cols, 6), density=rng.random(), rng=rng, format="csr")
         dense = theirs.toarray()
         assert close(ours @ x, dense @ x) and close(ours @ x[:, 0], theirs @ x[:, 0])
         assert close(left @ ours, left @ dense) and close(left[0] @ ours, left[0] @ dense)

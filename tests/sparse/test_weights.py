@@ -4,10 +4,11 @@ import io
 
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.sparse.test_matrices import canonical, random_dense
+from tests.sparse.conftest import canonical, random_dense
 from tinymoe.sparse import (
     COO,
     CSR,
@@ -19,8 +20,6 @@ from tinymoe.sparse import (
     save_npz,
     sparse_plus_low_rank,
 )
-
-scipy_sparse = pytest.importorskip("scipy.sparse")
 
 
 @settings(max_examples=200, deadline=None)
@@ -125,10 +124,10 @@ def test_files_in_both_directions(kind, compressed, shape, tmp_path):
     dense = random_dense(np.random.default_rng(0), shape, dtype=np.float32)
     a = kind.from_dense(dense)
     save_npz(tmp_path / "ours.npz", a, compressed)
-    theirs = scipy_sparse.load_npz(tmp_path / "ours.npz")
+    theirs = scipy.sparse.load_npz(tmp_path / "ours.npz")
     assert theirs.format == kind.__name__.lower() and np.array_equal(theirs.toarray(), dense)
     for make in (f"{theirs.format}_array", f"{theirs.format}_matrix", "csc_array"):
-        scipy_sparse.save_npz(tmp_path / "theirs.npz", getattr(scipy_sparse, make)(dense), compressed)
+        scipy.sparse.save_npz(tmp_path / "theirs.npz", getattr(scipy.sparse, make)(dense), compressed)
         back = canonical(load_npz(tmp_path / "theirs.npz"))
         assert np.array_equal(back.to_dense(), dense) and back.dtype == np.float32
     stream = io.BytesIO()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.train.test_train import assert_same_run
+from tests.conftest import assert_same_run
 from tinymoe import generate
 from tinymoe.data.pictures import images
 from tinymoe.data.sources import CaptionSource, drop_words, moved

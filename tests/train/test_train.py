@@ -1,6 +1,5 @@
 """The training command as its users meet it: results, resuming, stopping, and every kind of bad input."""
 
-import json
 import os
 import random
 import signal
@@ -13,32 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import SMALL, assert_same_run, records, run, weights
 from tinymoe import errors, generate
 from tinymoe.data.corpora import CorpusError
 from tinymoe.errors import UserError
-from tinymoe.runs.checkpoint import load_arrays
 from tinymoe.runs.state import load_model, load_state
 from tinymoe.train import __main__ as train
 from tinymoe.train import arguments
-
-SMALL = (
-    "--layers 2 --width 16 --heads 2 --kv-heads 1 --experts 4 --expert-width 8 --context 16 --batch-size 5 "
-    "--warmup 5 --sample-tokens 20 --eval-every 10 --checkpoint-every 10 --dense-layers 0 --dropout 0.1 --workers 1"
-).split()
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """A file of prose with characters of one to four bytes."""
-    rng = random.Random(0)
-    words = "the cat saw a dog und 春眠不觉晓 𝒳 ran över naïve hills; again, quietly.".split()
-    file = tmp_path_factory.mktemp("corpus") / "prose.txt"
-    file.write_text(" ".join(rng.choice(words) for _ in range(4000)), encoding="utf-8")
-    return file
-
-
-def run(text, out, *more):
-    return train.main(["--corpus", str(text), "--out", str(out), *SMALL, *map(str, more)])
 
 
 def command(*args, **options):
@@ -47,24 +27,8 @@ def command(*args, **options):
     )
 
 
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def without_time(folder):
     return [{k: v for k, v in r.items() if k != "seconds"} for r in records(folder)]
-
-
-def weights(folder):
-    return load_arrays(folder / "model.safetensors")[0]
-
-
-def assert_same_run(a, b):
-    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
-    first, second = (load_arrays(f / "checkpoint.safetensors")[0] for f in (a, b))
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 def test_a_run_leaves_everything_it_promises(text, tmp_path, capsys):
