@@ -1,8 +1,8 @@
 """The studies, with runs of seconds."""
 
 import pytest
-from test_train import SMALL
 
+from tests.conftest import SMALL
 from tinymoe import study
 from tinymoe.errors import UserError
 

@@ -12,5 +12,5 @@
     (the fifth article's SparseMoeModel is in `models.estimator`)
 
 None of the printed versions does what its text says. Each docstring tells what was wrong and what is done instead;
-`tests/test_document_models.py` runs the printed versions and shows that they fail.
+`tests/documents/test_document_models.py` runs the printed versions and shows that they fail.
 """
