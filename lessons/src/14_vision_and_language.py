@@ -7,7 +7,7 @@
 #     code:
 #       - tinymoe/ops/cross.py
 #       - tinymoe/models/vision.py
-#       - tinymoe/data/pictures/images.py
+#       - tinymoe/data/pictures/shapes.py
 #       - tinymoe/models/captions.py
 #     documents: [V1, V2, V3]
 #     papers:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tinymoe.data.pictures.images import encode_captions, shapes
+from tinymoe.data.pictures import encode_captions, shapes
 
 from tinymoe import ops, optim
 from tinymoe.data.windows import Batch
