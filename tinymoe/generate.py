@@ -15,7 +15,7 @@ from .runs.folder import MODEL
 from .runs.state import load_model
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser() -> Parser:
     parser = Parser(
         prog="python -m tinymoe.generate",
         description=(__doc__ or "").partition(": ")[2],
@@ -47,7 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         help="compute with the sparse matrices of a model trained with "
         "--sparsity as they are stored, instead of filling in the zeros",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
     if args.tokens < 0 or args.seed < 0:
         raise UserError(f"--tokens is {args.tokens} and --seed {args.seed}; both must be 0 or more")
     if not 0 <= args.temperature < float("inf"):

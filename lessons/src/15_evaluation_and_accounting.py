@@ -5,7 +5,7 @@
 #     chinese: 评估与核算
 #     builds: an honest account of a mixture and of its rivals, in loss, parameters, operations, seconds and bytes
 #     code:
-#       - tinymoe/evaluate/__main__.py
+#       - tinymoe/evaluate/text.py
 #       - tinymoe/models/accounting.py
 #       - tinymoe/systems/all_reduce.py
 #       - tinymoe/systems/dispatchers.py
@@ -53,10 +53,10 @@ from lesson_tools import check_exercise, new_figure, show
 from tinymoe import ops
 from tinymoe.data import corpora
 from tinymoe.data.windows import TrainingWindows, evaluation_batches
-from tinymoe.evaluate import __main__ as evaluate
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models import accounting, language
 from tinymoe.models.config import LanguageConfig
+from tinymoe.models.evaluation import measure
 from tinymoe.models.initialise import initialize
 from tinymoe.models.sampling import generate
 from tinymoe.optim import sparsify
@@ -501,7 +501,7 @@ for r in results[-2:]:
 # `python -m tinymoe.evaluate DIR` reports all of this for a trained model. Its parts against ours:
 
 # %%
-found = evaluate.measure(*mixture, evaluation_batches(texts.val, 32, 16, 400))
+found = measure(*mixture, evaluation_batches(texts.val, 32, 16, 400))
 assert np.isclose(found.loss, losses.mean(), rtol=1e-4)
 assert abs(found.accuracy - hits.mean()) < 1e-3  # in float32 a near tie may fall either way
 

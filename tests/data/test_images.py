@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from tinymoe import ops
 from tinymoe.data import pictures as im
+from tinymoe.data.pictures.digits import DIGITS
+from tinymoe.data.pictures.glyphs import CHARACTERS, FONTS
+from tinymoe.data.pictures.shapes import COLOURS, PLACES
 from tinymoe.errors import UserError
 
 
@@ -117,8 +120,8 @@ def seen_colours(images):
     strength = ink(images)
     inside = (strength > 0.8 * strength.max((1, 2), keepdims=True))[..., None]
     mean = (images * inside).sum((1, 2)) / inside.sum((1, 2))
-    palette = np.array(list(im.COLOURS.values()))
-    return [list(im.COLOURS)[i] for i in np.linalg.norm(mean[:, None] - palette, axis=-1).argmin(1)]
+    palette = np.array(list(COLOURS.values()))
+    return [list(COLOURS)[i] for i in np.linalg.norm(mean[:, None] - palette, axis=-1).argmin(1)]
 
 
 def centroids(weight):
@@ -151,11 +154,11 @@ def test_colour_and_place_are_as_the_caption_says(size):
     split = im.shapes(1, train=500, val=10, held_out=100, size=size)
     for p in (split.train, split.held_out):
         strength = np.maximum(ink(p.images) - 0.25, 0)  # less the noise
-        anchors = np.array(list(im.PLACES.values()))
+        anchors = np.array(list(PLACES.values()))
         nearest = np.linalg.norm(centroids(strength)[:, None] - anchors, axis=-1).argmin(1)
         for caption, colour, place in zip(p.captions, seen_colours(p.images), nearest, strict=True):
             assert caption.split()[1] == colour
-            assert caption.endswith(list(im.PLACES)[place])
+            assert caption.endswith(list(PLACES)[place])
 
 
 def test_the_shape_is_as_the_caption_says_and_whole():
@@ -234,7 +237,7 @@ def test_the_style_is_that_of_the_font(splits):
     """The names of the files say it a second time."""
     for p in parts(splits["glyphs"]):
         for caption, number in zip(p.captions, p.labels["font"], strict=True):
-            words, font = caption.split(), list(im.FONTS)[number]
+            words, font = caption.split(), list(FONTS)[number]
             assert ("bold" in words) == ("Bol" in font or font == "cmb10")
             assert ("italic" in words) == ("Obl" in font or "Ita" in font)
             assert ("mono" in words) == ("Mono" in font or font == "cmtt10")
@@ -256,7 +259,7 @@ def test_bold_has_more_ink_italic_leans_and_capitals_are_taller(clear_glyphs):
     of = {label: np.concatenate([p.labels[label] for p in parts(clear_glyphs)]) for label in ("character", "font")}
 
     def of_font(name):
-        return images[of["font"] == list(im.FONTS).index(name)]
+        return images[of["font"] == list(FONTS).index(name)]
 
     for regular, bold in (("DejaVuSans", "DejaVuSans-Bold"), ("STIXGeneral", "STIXGeneralBol"), ("cmr10", "cmb10")):
         assert of_font(bold).mean() > 1.1 * of_font(regular).mean()
@@ -274,7 +277,7 @@ def test_bold_has_more_ink_italic_leans_and_capitals_are_taller(clear_glyphs):
 
     heights = (images.max(2) > 0.3).sum(1)
     for small, capital in ("oO", "vV", "sS", "xX"):
-        small, capital = (heights[of["character"] == im.CHARACTERS.index(c)] for c in (small, capital))
+        small, capital = (heights[of["character"] == CHARACTERS.index(c)] for c in (small, capital))
         assert small.mean() + 4 < capital.mean()
 
 
@@ -282,7 +285,7 @@ def test_the_dot_of_an_i_stays_apart_and_no_letter_is_as_large_as_the_picture(cl
     for p in parts(clear_glyphs):
         for image, c in zip(p.images[..., 0], p.labels["character"], strict=True):
             rows = np.flatnonzero(image.max(1) > 0)
-            if im.CHARACTERS[c] == "i":
+            if CHARACTERS[c] == "i":
                 assert (image[rows[0] : rows[-1]].max(1) < 0.5 * image.max()).any()
             assert min(image[0].max(), image[-1].max()) == 0
             assert min(image[:, 0].max(), image[:, -1].max()) == 0
@@ -297,7 +300,7 @@ def test_digits_are_split_without_loss():
     everything = [image.tobytes() for p in parts(split) for image in p.images]
     assert len(set(everything)) == 20
     for p in parts(split):
-        assert p.captions == [f"a handwritten {im.DIGITS[i]}" for i in p.labels["digit"]]
+        assert p.captions == [f"a handwritten {DIGITS[i]}" for i in p.labels["digit"]]
 
 
 def test_the_digits_of_scikit_learn():

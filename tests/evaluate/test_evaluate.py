@@ -13,8 +13,12 @@ from tinymoe.check import __main__ as check
 from tinymoe.data.windows import Batch, cut, evaluation_batches
 from tinymoe.errors import UserError
 from tinymoe.evaluate import __main__ as evaluate
+from tinymoe.evaluate.sheet import Sheet
+from tinymoe.evaluate.text import quality
+from tinymoe.evaluate.trained import load_run, other_texts
 from tinymoe.models import accounting
 from tinymoe.models.config import LanguageConfig
+from tinymoe.models.evaluation import Measured, measure
 from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import Attention, Block, Experts, Language, Mixture, Norm, Router
@@ -151,7 +155,7 @@ def test_the_counts_of_mixtral_are_the_published_ones():
 def test_loss_accuracy_and_load_are_those_of_each_window_by_itself():
     config, params, rng = small({"dense_layers": (0,)})
     tokens = rng.integers(0, config.vocabulary, 200).astype(np.uint8)
-    found = evaluate.measure(params, config, evaluation_batches(tokens, 6, 5))
+    found = measure(params, config, evaluation_batches(tokens, 6, 5))
     losses, right, counts = [], [], np.zeros(4, int)
     for start in range(0, 200 - 6, 6):
         window = cut(tokens, np.array([start]), 6)
@@ -172,15 +176,15 @@ def test_a_model_that_knows_nothing_needs_eight_bits_for_a_byte():
     params = initialize(config, np.random.default_rng(0))
     params.head = np.zeros_like(params.head)
     ids = np.full((2, 5), 65)
-    found = evaluate.measure(params, config, [Batch(ids, ids)])
-    values = {name: value for name, value, _ in evaluate.quality(found, None)}
+    found = measure(params, config, [Batch(ids, ids)])
+    values = {name: value for name, value, _ in quality(found, None)}
     assert values["bits per byte"] == pytest.approx(8)
     assert values["perplexity"] == pytest.approx(256)
     assert values["next-token accuracy"] == 0  # the first of 256 equally likely bytes is 0, and never right
 
 
 def test_a_report_is_flush_and_its_json_is_valid_though_a_loss_is_not_finite():
-    report = evaluate.Report("a model")
+    report = Sheet("a model")
     report.add("one", ("short", 1234567, "numbers"), ("a longer name", math.inf, "nats"))
     report.add("nothing")
     report.add("two", ("x", 0.123456, ""))
@@ -197,7 +201,7 @@ def test_a_report_is_flush_and_its_json_is_valid_though_a_loss_is_not_finite():
     plain = json.loads(json.dumps(report.plain(), allow_nan=False))
     assert plain["numbers"]["one"]["a longer name"] == {"value": None, "unit": "nats"}
     assert plain["numbers"]["two"]["x"]["value"] == report.value("two", "x") == 0.123456
-    assert math.isinf(dict(r[:2] for r in evaluate.quality(evaluate.Measured(1e4, 0, 1, 1, ()), None))["perplexity"])
+    assert math.isinf(dict(r[:2] for r in quality(Measured(1e4, 0, 1, 1, ()), None))["perplexity"])
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -222,9 +226,9 @@ def test_the_command_reports_what_training_found_and_what_the_folder_holds(train
     validation, last = numbers["validation text"], [r for r in recorded if r["split"] == "val"][-1]
     assert validation["loss"]["value"] == pytest.approx(last["loss"], rel=1e-6)
     assert validation["predicted"]["value"] == numbers["training text"]["predicted"]["value"] == last["predicted"]
-    work = evaluate.load_run(trained)
+    work = load_run(trained)
     windows = evaluation_batches(work.corpus.train, 16, 64, last["predicted"] // 16)
-    on_training_text = evaluate.measure(work.params, work.settings.model, windows)
+    on_training_text = measure(work.params, work.settings.model, windows)
     assert numbers["training text"]["loss"]["value"] == pytest.approx(on_training_text.loss, rel=1e-6)
     gap = validation["loss"]["value"] - numbers["training text"]["loss"]["value"]
     assert numbers["generalisation"]["train–validation gap"]["value"] == gap
@@ -260,8 +264,8 @@ def test_the_same_folder_gives_the_same_numbers_but_for_the_time(trained):
 
 
 def test_of_a_corpus_that_was_trained_on_only_the_held_out_tenth_counts_as_other_text(text, trained):
-    work = evaluate.load_run(trained)
-    own, toy = evaluate.other_texts([str(text), "toy", "toy"], work)
+    work = load_run(trained)
+    own, toy = other_texts([str(text), "toy", "toy"], work)
     np.testing.assert_array_equal(own.tokens, work.corpus.val)
     assert len(toy.tokens) > 900_000
 

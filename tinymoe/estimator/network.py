@@ -20,7 +20,7 @@ from .. import ops
 from ..data.rows import Rows
 from ..ops.gates import pick
 from ..ops.likelihood import cross_entropies, half_squared_errors, mixture_likelihood
-from ..optim.trainer import Objective
+from ..optim.objective import Objective
 from ..tree import leaf
 
 Array = np.ndarray

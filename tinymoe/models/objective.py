@@ -11,7 +11,7 @@ import numpy as np
 from .. import ops
 from ..data.windows import Batch
 from ..ops import metrics
-from ..optim.trainer import Objective
+from ..optim.objective import Objective
 from ..tree import with_values
 from .config import LanguageConfig
 from .evaluation import score

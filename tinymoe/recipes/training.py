@@ -13,7 +13,8 @@ from ..models.evaluation import measure
 from ..models.initialise import initialize
 from ..models.language import forward, next_token
 from ..models.parameters import Language
-from ..optim.trainer import State, Trainer, fresh
+from ..optim.trainer import Trainer
+from ..optim.training import State, fresh
 from ..options import options_of
 from ..runs.settings import Settings
 from ..tree import tree_map

@@ -20,7 +20,7 @@ from ..models.balancing import Balance
 from ..models.config import LanguageConfig, VisionConfig
 from ..models.objective import LanguageObjective
 from ..optim.sparsify import Sparsity
-from ..optim.trainer import Training
+from ..optim.training import Training
 from ..options import check_options, option, options_of
 
 

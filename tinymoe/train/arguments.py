@@ -11,7 +11,7 @@ from ..errors import Parser, UserError
 from ..models.config import ROUTERS
 from ..models.routers import LOSSES
 from ..optim import sparsify
-from ..optim.trainer import State
+from ..optim.training import State
 from ..runs.folder import CHECKPOINT, CONFIG, MODEL, new_folder
 from ..runs.settings import OPTIONS, PRESET_HELP, PRESETS, Settings, flag, read_toml, resolve
 from ..runs.state import load_state, new_state
@@ -24,21 +24,32 @@ sample.txt. Ctrl-C saves what there is; --resume goes on, with the same numbers 
 RESUMABLE = ("steps", "eval_every", "checkpoint_every", "sample_tokens")  # what a resumed run may set anew
 
 
+EXAMPLES = """examples:
+  python -m tinymoe.train
+  python -m tinymoe.train --corpus my.txt --out runs/mine --steps 3000
+  python -m tinymoe.train --resume runs/mine --steps 4000
+  python -m tinymoe.train --task caption
+"""
+
+
+def lists() -> str:
+    """What the help ends with: the names that can be chosen, and what they mean."""
+    recipes = (sparsify.__doc__ or "").split("\n\n")[1]
+    bias = "no loss: a bias of each expert that enters the choice only moves with the load (DeepSeek-V3)"
+    return (
+        f"presets:\n{_listed(PRESET_HELP)}\n\nrouters:\n{_listed(ROUTERS)}\n\n"
+        f"losses for --balance:\n{_listed({**LOSSES, 'bias': bias})}\n\n"
+        f"recipes for --sparsity:\n{recipes}\n\n{EXAMPLES}"
+    )
+
+
 def parser() -> Parser:
     """The command line, made from the options of a run."""
-    presets = "\n".join(f"  {name:<10} {PRESET_HELP[name]}" for name in PRESETS)
-    recipes = (sparsify.__doc__ or "").split("\n\n")[1]
     parser = Parser(
         prog="python -m tinymoe.train",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=DESCRIPTION,
-        epilog=f"presets:\n{presets}\n\nrouters:\n{_listed(ROUTERS)}\n\nlosses for --balance:\n{_listed(LOSSES)}\n"
-        f"  {'bias':<14} no loss: a bias of each expert that enters the choice only moves with the load (DeepSeek-V3)\n\n"
-        f"recipes for --sparsity:\n{recipes}\n\nexamples:\n"
-        "  python -m tinymoe.train\n"
-        "  python -m tinymoe.train --corpus my.txt --out runs/mine --steps 3000\n"
-        "  python -m tinymoe.train --resume runs/mine --steps 4000\n"
-        "  python -m tinymoe.train --task caption\n",
+        epilog=lists(),
     )
     files = parser.add_argument_group("files")
     files.add_argument(
