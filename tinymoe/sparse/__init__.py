@@ -1,9 +1,8 @@
 """Sparse matrices from first principles: stored, multiplied, and made out of dense weights.
 
 Reading order:
-    coo        a matrix as triples: what sparse means
-    csr        rows compressed: the form to compute with
-    base       what both can do: sums, scaling, products, in and out
+    formats    COO, a matrix as triples: what sparse means; CSR, its rows compressed: the form to compute with
+    base       what every format can do: sums, scaling, products, in and out
     gustavson  sparse times sparse, from the loop to the fast form
     products   sparse times dense, and their derivatives' parts, on plain arrays
     sums       entries that meet at one place
@@ -15,11 +14,13 @@ Reading order:
 NumPy only; SciPy is imported by `from_scipy` and `to_scipy` alone.
 """
 
+import sys
+
+from . import formats
 from .base import Sparse
-from .coo import COO
-from .csr import CSR
 from .decompose import SparsePlusLowRank, sparse_plus_low_rank
 from .files import load_npz, save_npz
+from .formats import COO, CSR
 from .gustavson import csr_csr_matmul, matmul_loop, matmul_triples
 from .initialise import sparse_normal
 from .products import Transpose, csr_matmul, csr_matvec, dense_csr_matmul, sampled_matmul, transpose_plan
@@ -48,3 +49,6 @@ __all__ = [
     "sparse_plus_low_rank",
     "transpose_plan",
 ]
+
+# A pickle made when each format had a file of its own looks for its class there.
+sys.modules[f"{__name__}.coo"] = sys.modules[f"{__name__}.csr"] = formats
