@@ -4,7 +4,7 @@
 #     title: Sparse matrices
 #     chinese: 稀疏矩阵
 #     builds: a matrix that stores only what is not zero, its transpose, its four products, and their gradients
-#     code: [tinymoe/sparse/coo.py, tinymoe/sparse/csr.py, tinymoe/sparse/products.py, tinymoe/ops/sparse.py]
+#     code: [tinymoe/sparse/formats.py, tinymoe/sparse/products.py, tinymoe/ops/sparse.py]
 #     documents: [S1, S2, S3, O5]
 #     papers:
 #       - "Gustavson 1978, *Two Fast Algorithms for Sparse Matrices: Multiplication and Permuted Transposition*"

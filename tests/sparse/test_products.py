@@ -1,6 +1,7 @@
 """Every product against SciPy, against the loops, and within its memory."""
 
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,13 +13,18 @@ from tests.sparse.conftest import DTYPES, canonical, close, messy, random_dense
 from tinymoe.sparse import (
     COO,
     CSR,
+    blocks,
     csr_csr_matmul,
     csr_matmul,
+    csr_matmul_loop,
     csr_matvec,
     dense_csr_matmul,
+    dense_csr_matmul_loop,
     matmul_loop,
     matmul_triples,
+    products,
     sampled_matmul,
+    sampled_matmul_loop,
     sparse_normal,
 )
 
@@ -84,6 +90,53 @@ def test_dtypes_shapes_and_densities(seed, left, right, density):
         ours = ours.to_dense() if hasattr(ours, "to_dense") else ours
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * 10)
+
+
+def pairs_of_twins(rng, dense, width, dtype):
+    """(fast, slow, what NumPy gives for the dense matrix) of every product of plain arrays."""
+    (n_rows, n_cols), a = dense.shape, CSR.from_dense(dense)
+    x, left = random_dense(rng, (n_cols, width), 0.8, dtype), random_dense(rng, (width, n_rows), 0.8, dtype)
+    pattern, p = a.arrays[:2], a.to_coo()
+    yield csr_matmul(*a.arrays, x), csr_matmul_loop(*a.arrays, x), dense @ x
+    yield csr_matvec(*a.arrays, x[:, 0]), csr_matmul_loop(*a.arrays, x[:, 0]), dense @ x[:, 0]
+    yield dense_csr_matmul(left, *a.arrays, n_cols), dense_csr_matmul_loop(left, *a.arrays, n_cols), left @ dense
+    yield (
+        dense_csr_matmul(left[0], *a.arrays, n_cols),
+        dense_csr_matmul_loop(left[0], *a.arrays, n_cols),
+        left[0] @ dense,
+    )
+    yield (
+        sampled_matmul(*pattern, left.T, x.T),
+        sampled_matmul_loop(*pattern, left.T, x.T),
+        (left.T @ x.T)[p.rows, p.cols],
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**9), st.sampled_from(DTYPES), st.sampled_from(DTYPES), st.floats(0, 1))
+def test_the_fast_forms_equal_the_loops(seed, dtype, other, density):
+    """And the loops the dense product; integers without rounding."""
+    rng = np.random.default_rng(seed)
+    dense = random_dense(rng, tuple(rng.integers(0, 7, 2)), density, dtype)  # at most 6 · 4 · 4, which int8 holds
+    for fast, slow, want in pairs_of_twins(rng, dense, int(rng.integers(1, 7)), other):
+        assert fast.shape == slow.shape == want.shape and fast.dtype == slow.dtype == want.dtype
+        tolerance = 0 if want.dtype.kind in "iu" else 1e-13 if want.dtype.char in "dD" else 1e-5
+        np.testing.assert_allclose(slow, want, rtol=tolerance, atol=10 * tolerance)
+        np.testing.assert_allclose(fast, slow, rtol=tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("density", [0.06, 0.4])
+@pytest.mark.parametrize("numbers", [4, 50, 10**6])
+def test_the_fast_forms_equal_the_loops_in_small_blocks(numbers, density, monkeypatch):
+    """A few numbers at a time, so that blocks and buffers end within the matrix and within rows of one length."""
+    monkeypatch.setattr(blocks, "GATHERED", numbers)
+    monkeypatch.setattr(products, "BLOCK", numbers)
+    monkeypatch.setattr(products, "filled_in", partial(blocks.filled_in, cells=numbers))
+    rng = np.random.default_rng(10)
+    dense = random_dense(rng, (60, 40), density)
+    dense[rng.random(60) < 0.2] = 0
+    for fast, slow, want in pairs_of_twins(rng, dense, 5, np.float64):
+        assert close(fast, slow) and close(slow, want)
 
 
 def test_sums_that_cancel_are_not_stored():

@@ -1,10 +1,14 @@
-"""What COO and CSR have in common: sizes, arithmetic, and the ways in and out of dense arrays and triples."""
+"""What every format can do: sizes, arithmetic, and the ways in and out of dense arrays and triples.
+
+A format says how it is made of plain arrays and how it becomes them, by row and column or with the rows compressed;
+everything here is written in those arrays, and so for formats that it does not know.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,11 +18,7 @@ from .picture import picture
 from .products import csr_matmul, dense_csr_matmul
 from .sorting import sorting_order
 from .structure import Array
-from .sums import csr_add
-
-if TYPE_CHECKING:
-    from .coo import COO
-    from .csr import CSR
+from .sums import Arrays, csr_add
 
 
 class Sparse(ABC):
@@ -39,11 +39,22 @@ class Sparse(ABC):
     def from_coordinates(cls, rows: Any, cols: Any, values: Any, shape: Any, *, keep_zeros: bool = False) -> Self:
         """Entries values[e] at (rows[e], cols[e]) in any order; values at the same place are summed."""
 
+    @classmethod
     @abstractmethod
-    def to_coo(self) -> COO: ...
+    def _from_compressed(cls, indptr: Array, indices: Array, data: Array, shape: tuple[int, int]) -> Self:
+        """The matrix of these canonical arrays, unchecked."""
 
     @abstractmethod
-    def to_csr(self) -> CSR: ...
+    def _coordinates(self) -> Arrays:
+        """(rows, cols, data), sorted."""
+
+    @abstractmethod
+    def _compressed(self) -> Arrays:
+        """(indptr, indices, data)."""
+
+    @abstractmethod
+    def _with(self, data: Array) -> Self:
+        """The same pattern around other values, unchecked."""
 
     @classmethod
     def from_triples(
@@ -85,22 +96,22 @@ class Sparse(ABC):
 
     def to_dense(self) -> Array:
         """The full array, zeros and all."""
-        coo = self.to_coo()
+        rows, cols, data = self._coordinates()
         dense = np.zeros(self.shape, self.dtype)
-        dense[coo.rows, coo.cols] = coo.data
+        dense[rows, cols] = data
         return dense
 
     def to_triples(self) -> list[Triple]:
         """The entries as (row, column, value), sorted."""
-        coo = self.to_coo()
-        return list(zip(coo.rows.tolist(), coo.cols.tolist(), coo.data.tolist(), strict=True))
+        rows, cols, data = self._coordinates()
+        return list(zip(rows.tolist(), cols.tolist(), data.tolist(), strict=True))
 
     def diagonal(self) -> Array:
         """a_ii for i = 0 … min(shape)−1, as a dense vector."""
-        coo = self.to_coo()
-        on = coo.rows == coo.cols
+        rows, cols, data = self._coordinates()
+        on = rows == cols
         diagonal = np.zeros(min(self.shape), self.dtype)
-        diagonal[coo.rows[on]] = coo.data[on]
+        diagonal[rows[on]] = data[on]
         return diagonal
 
     nnz = property(lambda self: len(self.data), doc="The number of stored entries.")
@@ -131,17 +142,6 @@ class Sparse(ABC):
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
-    def _like(self, arrays: tuple[Array, Array, Array], shape: tuple[int, int]) -> Any:
-        """(indptr, indices, data) as a matrix of this class."""
-        from .csr import CSR
-
-        matrix = CSR._trusted(*arrays, shape)
-        return matrix if isinstance(self, CSR) else matrix.to_coo()
-
-    @abstractmethod
-    def _with(self, data: Array) -> Self:
-        """The same pattern around other values, unchecked."""
-
     def with_data(self, values: Any) -> Self:
         """The same pattern with other values (nnz,), which may be zero."""
         values = np.asarray(values)
@@ -158,23 +158,20 @@ class Sparse(ABC):
 
     def picture(self) -> str:
         """The matrix drawn with characters: its values if it is small, else how full each part of it is."""
-        coo = self.to_coo()
-        return picture(coo.rows, coo.cols, coo.data, self.shape)
+        return picture(*self._coordinates(), self.shape)
 
     def __matmul__(self, other: Any) -> Any:
         """A @ x, A @ X (dense results) or A @ B (sparse, of A's own class)."""
-        a = self.to_csr()
         if not isinstance(other, Sparse):
-            return csr_matmul(a.indptr, a.indices, a.data, _operand(other), self.shape[1])
+            return csr_matmul(*self._compressed(), _operand(other), self.shape[1])
         if self.shape[1] != other.shape[0]:
             raise ValueError(f"A {self.shape} @ B {other.shape}: A's columns must be as many as B's rows.")
-        b = other.to_csr()
-        return self._like(csr_csr_matmul(a.arrays, b.arrays, other.shape[1]), (self.shape[0], other.shape[1]))
+        shape = self.shape[0], other.shape[1]
+        return self._from_compressed(*csr_csr_matmul(self._compressed(), other._compressed(), shape[1]), shape)
 
     def __rmatmul__(self, other: Any) -> Array:
         """x @ A or X @ A, dense."""
-        a = self.to_csr()
-        return dense_csr_matmul(_operand(other), a.indptr, a.indices, a.data, self.shape[1])
+        return dense_csr_matmul(_operand(other), *self._compressed(), self.shape[1])
 
     def __add__(self, other: Any) -> Self:
         """A + B: the entries of both together, those at the same place summed."""
@@ -182,8 +179,7 @@ class Sparse(ABC):
             return NotImplemented
         if self.shape != other.shape:
             raise ValueError(f"A {self.shape} + B {other.shape}: both must have one shape.")
-        a, b = self.to_csr(), other.to_csr()
-        return self._like(csr_add(a.arrays, b.arrays, self.shape[1]), self.shape)
+        return self._from_compressed(*csr_add(self._compressed(), other._compressed(), self.shape[1]), self.shape)
 
     def __sub__(self, other: Any) -> Self:
         return self + -other if isinstance(other, Sparse) else NotImplemented
@@ -196,18 +192,16 @@ class Sparse(ABC):
 
         Only stored places are multiplied: 0 · ∞ is not computed where A stores nothing.
         """
-        coo = self.to_coo()
+        rows, cols, data = self._coordinates()
         if not isinstance(other, Sparse):
             dense = _operand(other)
             if dense.ndim and dense.shape != self.shape:
                 raise ValueError(f"A {self.shape} * B {dense.shape}: B must be a number or have A's shape.")
-            values = coo.data * (dense[coo.rows, coo.cols] if dense.ndim else other)
-            return self.from_coordinates(coo.rows, coo.cols, values, self.shape)
+            return self.from_coordinates(rows, cols, data * (dense[rows, cols] if dense.ndim else other), self.shape)
         if self.shape != other.shape:
             raise ValueError(f"A {self.shape} * B {other.shape}: both must have one shape.")
-        theirs = other.to_coo()
-        mine, yours = _common(coo, theirs)
-        return self.from_coordinates(coo.rows[mine], coo.cols[mine], coo.data[mine] * theirs.data[yours], self.shape)
+        a, b = _common((rows, cols), other._coordinates()[:2], self.shape)
+        return self.from_coordinates(rows[a], cols[a], data[a] * other.data[b], self.shape)
 
     __rmul__ = __mul__
 
@@ -215,8 +209,8 @@ class Sparse(ABC):
         """A / s for a number s."""
         if np.ndim(number) or isinstance(number, Sparse):
             return NotImplemented
-        coo = self.to_coo()
-        return self.from_coordinates(coo.rows, coo.cols, coo.data / number, self.shape)
+        rows, cols, data = self._coordinates()
+        return self.from_coordinates(rows, cols, data / number, self.shape)
 
 
 def _operand(dense: Any) -> Array:
@@ -227,11 +221,10 @@ def _operand(dense: Any) -> Array:
     return dense
 
 
-def _common(a: COO, b: COO) -> tuple[Array, Array]:
-    """Which entries of A and of B stand at the same places: sort both, then look for equal neighbours."""
-
-    rows, cols = np.concatenate((a.rows, b.rows)), np.concatenate((a.cols, b.cols))
-    order = sorting_order(rows, cols, a.shape)
+def _common(a: tuple[Array, Array], b: tuple[Array, Array], shape: tuple[int, int]) -> tuple[Array, Array]:
+    """Which entries (rows, cols) of A and of B stand at the same places: sort both, then look for equal neighbours."""
+    rows, cols = np.concatenate((a[0], b[0])), np.concatenate((a[1], b[1]))
+    order = sorting_order(rows, cols, shape)
     rows, cols = rows.take(order), cols.take(order)
     same = np.flatnonzero((rows[1:] == rows[:-1]) & (cols[1:] == cols[:-1]))
-    return order[same], order[same + 1] - a.nnz
+    return order[same], order[same + 1] - len(a[0])

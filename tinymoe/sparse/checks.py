@@ -1,4 +1,4 @@
-"""The invariants of sparse storage: each is named in one sentence when an array breaks it."""
+"""The invariants of sparse storage, and shapes that fit: each is named in one sentence when an array breaks it."""
 
 import operator
 from typing import Any
@@ -84,6 +84,15 @@ def check_compressed(indptr: Any, indices: Any, values: Any, shape: Any) -> Chec
         raise ValueError(f"indptr falls from row {falls[0]} to the next: it must never decrease.")
     index = index_dtype(shape, len(values))
     return indptr.astype(index, copy=False), indices.astype(index, copy=False), values, shape
+
+
+def check_product(left: str, a: tuple[int, ...], right: str, b: tuple[int, ...], ndim: int) -> None:
+    """Refuse shapes a and b whose inner axes differ, and a dense operand without the `ndim` axes wanted."""
+    if not {len(a), len(b)} <= {1, 2} or ndim not in (len(a), len(b)) or a[-1] != b[0]:
+        raise ValueError(
+            f"{left} {a} @ {right} {b}: the last axis of {left} must be as long as the first of {right}, "
+            "and a dense operand must have 1 or 2 axes."
+        )
 
 
 def frozen(array: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .csr import CSR
+from .formats import CSR
 from .prune import magnitude_mask
 from .structure import Array
 

@@ -9,8 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .coo import COO
-from .csr import CSR
+from .formats import COO, CSR
 
 File = str | os.PathLike[str] | BinaryIO
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .products import dense_pays, densified, density
+from .blocks import dense_pays, density, filled_in
 from .structure import Array, entries_of, row_blocks
 from .sums import assemble, canonical_rows
 
@@ -104,9 +104,9 @@ def _dense_blocks(
 ) -> list[tuple[Array, Array, Array]]:
     """The parts of C made by BLAS: rows of A filled in, a few at a time, times B filled in."""
     n_mid = len(b[0]) - 1
-    (_, _, dense_b), *_ = densified(*b, n_cols, cells=n_mid * n_cols)
+    (_, dense_b), *_ = filled_in(*b, n_cols, cells=n_mid * n_cols)
     columns, parts = np.arange(n_cols, dtype=a[1].dtype), []
-    for _, _, block in densified(*a, n_mid, cells=dense_b.size // 8):
+    for _, block in filled_in(*a, n_mid, cells=dense_b.size // 8):
         product = block @ dense_b
         stored = product != 0
         cols = np.broadcast_to(columns, product.shape)[stored]

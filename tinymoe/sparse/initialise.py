@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .checks import check_shape
-from .csr import CSR
+from .formats import CSR
 
 
 def sparse_normal(

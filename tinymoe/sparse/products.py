@@ -6,38 +6,70 @@
     sampled_matmul    values of X Y at the pattern of A:   v_ij = Σ_d x_id y_dj   for each stored (i, j)
 
 They are one another's derivatives: with Y = A X, dX = Aᵀ dY and dA's values are dY Xᵀ sampled at A's pattern.
+
+First the products as the formulas say them: slow, a step for each entry, none for a zero. Then their fast twins, which
+leave the loops to NumPy and take many entries at a time; how many, and where they are kept, is in `blocks`.
+
 The arrays must satisfy the invariants that `CSR` checks: an index out of range is not noticed here.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from .sorting import rows_by_length, sort_by
-from .structure import BLOCK, Array, entries_of, row_blocks, row_numbers
-
-GATHERED = 1 << 17  # numbers gathered at a time: with float32, half a megabyte
-DENSE_FROM = 1 / 10  # density from which filling in the zeros and calling BLAS is the faster way (measured)
-
-
-class Transpose(NamedTuple):
-    """The pattern of Aᵀ, and the order that turns A's values into Aᵀ's: `data[order]`."""
-
-    indptr: Array  # (n_cols+1,)
-    indices: Array  # (nnz,)
-    order: Array  # (nnz,)
+from .blocks import BLOCK, consecutive_rows, dense_pays, density, equal_rows, filled_in, flat_places
+from .checks import check_product
+from .sorting import sort_by
+from .structure import Array, row_numbers
+from .sums import sum_runs
 
 
-def transpose_plan(indptr: Array, indices: Array, n_cols: int) -> Transpose:
-    """The transpose of a pattern, made once and used with many values (by a backward pass, say)."""
-    entries = np.arange(len(indices), dtype=indptr.dtype)
-    starts, rows, order = sort_by(indices, n_cols, row_numbers(indptr), entries)
-    return Transpose(starts.astype(indptr.dtype), rows, order)
+def csr_matmul_loop(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
+    """Sparse times dense, entry by entry: each a_ik adds a multiple of row k of X to row i of Y.
+
+        Y_i: = Σ_{k in row i} a_ik X_k:
+
+    x (n_cols, width) or a vector (n_cols,), whose rows are numbers   returns (n_rows, width) or (n_rows,)
+    """
+    y = np.zeros((len(indptr) - 1, *x.shape[1:]), np.result_type(data, x))
+    for i in range(len(indptr) - 1):
+        for e in range(indptr[i], indptr[i + 1]):
+            y[i] += data[e] * x[indices[e]]
+    return y
+
+
+def dense_csr_matmul_loop(x: Array, indptr: Array, indices: Array, data: Array, n_cols: int) -> Array:
+    """Dense times sparse, entry by entry: each a_ij adds a multiple of column i of X to column j of Y.
+
+        Y_:j = Σ_{i in column j} X_:i a_ij
+
+    x (m, n_rows) or (n_rows,)   returns (m, n_cols) or (n_cols,)
+    """
+    y = np.zeros((*x.shape[:-1], n_cols), np.result_type(x, data))
+    for i in range(len(indptr) - 1):
+        for e in range(indptr[i], indptr[i + 1]):
+            y[..., indices[e]] += x[..., i] * data[e]
+    return y
+
+
+def sampled_matmul_loop(indptr: Array, indices: Array, x: Array, y: Array) -> Array:
+    """The sampled product, entry by entry: row i of X times column j of Y.
+
+        v_ij = X_i: · Y_:j        for each stored (i, j)
+
+    x (n_rows, D)   y (D, n_cols)   returns (nnz,)
+    """
+    values = np.zeros(len(indices), np.result_type(x, y))
+    for i in range(len(indptr) - 1):
+        for e in range(indptr[i], indptr[i + 1]):
+            values[e] = x[i] @ y[:, indices[e]]
+    return values
 
 
 def csr_matvec(indptr: Array, indices: Array, data: Array, x: Array, n_cols: int | None = None) -> Array:
-    """Matrix–vector product: y_i = Σ_{k in row i} a_ik x_k.
+    """Matrix–vector product: first every a_ik x_k, row after row, then the sum of each row's run.
+
+        y_i = Σ_{k in row i} a_ik x_k
 
     indptr (n_rows+1,)   indices, data (nnz,)   x (n_cols,)   returns (n_rows,)
     """
@@ -45,16 +77,10 @@ def csr_matvec(indptr: Array, indices: Array, data: Array, x: Array, n_cols: int
     dtype = np.result_type(data, x)
     x, data = np.ascontiguousarray(x, dtype), data.astype(dtype, copy=False)
     y = np.zeros(len(indptr) - 1, dtype)
-    for first, last in row_blocks(indptr, BLOCK):
-        begin, end = int(indptr[first]), int(indptr[last])
-        terms = x.take(indices[begin:end])
-        terms *= data[begin:end]
-        starts = indptr[first:last]
-        filled = indptr[first + 1 : last + 1] > starts
-        if filled.all():
-            np.add.reduceat(terms, starts - begin, dtype=dtype, out=y[first:last])
-        elif end > begin:  # reduceat would give an empty row its neighbour's first term
-            y[first:last][filled] = np.add.reduceat(terms, starts[filled] - begin, dtype=dtype)
+    for rows, entries, pointers in consecutive_rows(indptr, BLOCK):
+        terms = x.take(indices[entries])
+        terms *= data[entries]
+        sum_runs(terms, pointers, y[rows])
     return y
 
 
@@ -66,7 +92,9 @@ def csr_matmul(indptr: Array, indices: Array, data: Array, x: Array, n_cols: int
     indptr (n_rows+1,)   indices, data (nnz,)   x (n_cols, width)   returns (n_rows, width)
     A vector x (n_cols,) gives a vector (n_rows,).
 
-    A zero that A does not store is never multiplied: an infinite X_k spoils only the rows that name k.
+    Each row is a small dense product, (1, L) @ (L, width); those of equal length are made together. If many places are
+    stored, blocks of rows are filled in and multiplied whole. But a zero that A does not store never meets an infinite
+    X_k: that spoils only the rows that name k.
     """
     if x.ndim == 1:
         return csr_matvec(indptr, indices, data, x, n_cols)
@@ -77,31 +105,18 @@ def csr_matmul(indptr: Array, indices: Array, data: Array, x: Array, n_cols: int
     if x.shape[1] == 1:
         return csr_matvec(indptr, indices, data, x[:, 0], n_cols)[:, None]
     y = np.empty((n_rows, x.shape[1]), dtype)
-    if not dense_pays(density(indptr, n_cols), x):
-        _by_gathering(indptr, indices, data, x, y)
-        return y
-    for first, last, block in densified(indptr, indices, data, n_cols):
-        np.matmul(block, x, out=y[first:last])
-    return y
-
-
-def _by_gathering(indptr: Array, indices: Array, data: Array, x: Array, y: Array) -> None:
-    """All R rows of one length at a time: (R, 1, length) @ gathered rows of X (R, length, width), into y."""
-    if len(indices) == len(y) and (indptr[1:] - indptr[:-1] == 1).all():
+    if dense_pays(density(indptr, n_cols), x):
+        for rows, block in filled_in(indptr, indices, data, n_cols):
+            np.matmul(block, x, out=y[rows])
+    elif len(indices) == n_rows and (indptr[1:] - indptr[:-1] == 1).all():
         x.take(indices, axis=0, out=y, mode="clip")  # one entry in every row, as in dispatch: nothing to add up
         if not (data == 1).all():
             y *= data[:, None]
-        return
-    order, groups = rows_by_length(indptr)
-    if len(groups) > 1:
-        entries = entries_of(indptr, order)
-        indices, data = indices.take(entries), data.take(entries)
-        del entries
-    for first, last, block, terms in gathered(groups, indices, x):
-        products = np.matmul(data[block].reshape(len(terms), 1, -1), terms)
-        y[order[first:last]] = products[:, 0]
-    empty = sum(last - first for length, first, last in groups if length == 0)  # they come first
-    y[order[:empty]] = 0
+    else:
+        for group, a, named in equal_rows(indptr, indices, x, data):
+            y[group] = np.matmul(a[:, None], named)[:, 0]  # (R, 1, L) @ (R, L, width)
+        y[np.flatnonzero(indptr[1:] == indptr[:-1])] = 0  # rows without entries
+    return y
 
 
 def dense_csr_matmul(x: Array, indptr: Array, indices: Array, data: Array, n_cols: int) -> Array:
@@ -112,11 +127,11 @@ def dense_csr_matmul(x: Array, indptr: Array, indices: Array, data: Array, n_col
     check_product("x", x.shape, "A", (len(indptr) - 1, n_cols), x.ndim)
     if x.ndim == 2 and dense_pays(density(indptr, n_cols), x, data):
         y = np.zeros((len(x), n_cols), np.result_type(x, data))
-        for first, last, block in densified(indptr, indices, data, n_cols):
-            y += x[:, first:last] @ block
+        for rows, block in filled_in(indptr, indices, data, n_cols):
+            y += x[:, rows] @ block
         return y
-    starts, rows, values = sort_by(indices, n_cols, row_numbers(indptr), data)
-    return np.ascontiguousarray(csr_matmul(starts, rows, values, x.T, len(indptr) - 1).T)
+    indptr, indices, data = sort_by(indices, n_cols, row_numbers(indptr), data)  # from here on those of Aᵀ
+    return np.ascontiguousarray(csr_matmul(indptr, indices, data, x.T).T)
 
 
 def sampled_matmul(indptr: Array, indices: Array, x: Array, y: Array) -> Array:
@@ -136,84 +151,24 @@ def sampled_matmul(indptr: Array, indices: Array, x: Array, y: Array) -> Array:
     x, y = x.astype(dtype, copy=False), y.astype(dtype, copy=False)
     values = np.empty(len(indices), dtype)
     if dense_pays(density(indptr, n_cols)):
-        for first, last in row_blocks(indptr, BLOCK // 4):
-            begin, end = int(indptr[first]), int(indptr[last])
-            places = _places(indptr[first : last + 1], indices[begin:end], n_cols)
-            values[begin:end] = (x[first:last] @ y).take(places)
+        for rows, entries, pointers in consecutive_rows(indptr, BLOCK // 4):
+            values[entries] = (x[rows] @ y).take(flat_places(pointers, indices[entries], n_cols))
         return values
-    y_rows = np.ascontiguousarray(y.T)
-    order, groups = rows_by_length(indptr)
-    entries = entries_of(indptr, order)
-    for first, last, block, terms in gathered(groups, indices.take(entries), y_rows):
-        products = terms @ x.take(order[first:last], axis=0)[:, :, None]  # (R, length, D) @ (R, D, 1)
-        values[entries[block]] = products.reshape(-1)
+    for group, places, named in equal_rows(indptr, indices, np.ascontiguousarray(y.T)):
+        values[places] = np.matmul(named, x.take(group, axis=0)[:, :, None])[:, :, 0]  # (R, L, D) @ (R, D, 1)
     return values
 
 
-def gathered(groups: list[tuple[int, int, int]], indices: Array, x: Array) -> Iterator[tuple[int, int, slice, Array]]:
-    """What rows of A name in X: (first, last, their entries, X[indices[entries]] (R, length, width)).
+class Transpose(NamedTuple):
+    """The pattern of Aᵀ, and the order that turns A's values into Aᵀ's: `data[order]`."""
 
-    Every gather goes to one buffer, reused at once: fresh memory can cost ten times the copy itself.
-    """
-    width = x.shape[1]
-    steps = [max(1, GATHERED // max(length * width, 1)) for length, _, _ in groups]
-    sizes = [length * width * min(step, j - i) for (length, i, j), step in zip(groups, steps, strict=True)]
-    buffer = aligned(max(sizes, default=0), x.dtype)
-    begin = 0
-    for (length, start, stop), step in zip(groups, steps, strict=True):
-        for first in range(start, stop, step) if length else ():
-            last = min(first + step, stop)
-            block = slice(begin, begin := begin + (last - first) * length)
-            terms = buffer[: (last - first) * length * width].reshape((last - first) * length, width)
-            x.take(indices[block], axis=0, out=terms, mode="clip")
-            yield first, last, block, terms.reshape(last - first, length, width)
+    indptr: Array  # (n_cols+1,)
+    indices: Array  # (nnz,)
+    order: Array  # (nnz,)
 
 
-def aligned(size: int, dtype: Any) -> Array:
-    """An empty array that begins on a cache line: copies into it run about a tenth faster."""
-    raw = np.empty(size * np.dtype(dtype).itemsize + 64, np.uint8)
-    begin = -raw.ctypes.data % 64
-    return raw[begin : begin + size * np.dtype(dtype).itemsize].view(dtype)
-
-
-def density(indptr: Array, n_cols: int) -> float:
-    """The share of places that are stored; 0 for a matrix without places."""
-    return int(indptr[-1]) / max((len(indptr) - 1) * n_cols, 1)
-
-
-def dense_pays(density: float, *operands: Array) -> bool:
-    """Whether to fill in the zeros: dense enough, known to BLAS, and no ∞ or NaN that 0 · ∞ would spread."""
-    blas = all(operand.dtype.char in "fdFD" for operand in operands)
-    return density >= DENSE_FROM and blas and all(bool(np.isfinite(operand).all()) for operand in operands)
-
-
-def densified(
-    indptr: Array, indices: Array, data: Array, n_cols: int, cells: int = 1 << 18
-) -> Iterator[tuple[int, int, Array]]:
-    """(first, last, those rows filled in) for consecutive rows; the block is reused, so use it at once."""
-    n_rows = len(indptr) - 1
-    step = max(1, cells // max(n_cols, 1))
-    buffer = np.empty((min(step, n_rows), n_cols), data.dtype)
-    for first in range(0, n_rows, step):
-        last = min(first + step, n_rows)
-        block = buffer[: last - first]
-        block.fill(0)
-        begin, end = int(indptr[first]), int(indptr[last])
-        block.reshape(-1)[_places(indptr[first : last + 1], indices[begin:end], n_cols)] = data[begin:end]
-        yield first, last, block
-
-
-def _places(indptr: Array, indices: Array, n_cols: int) -> Array:
-    """Entries of some consecutive rows → their places in the flattened dense block of those rows."""
-    places = np.repeat(np.arange(len(indptr) - 1) * n_cols, np.diff(indptr))
-    places += indices
-    return places
-
-
-def check_product(left: str, a: tuple[int, ...], right: str, b: tuple[int, ...], ndim: int) -> None:
-    """Refuse shapes a and b whose inner axes differ, and a dense operand without the `ndim` axes wanted."""
-    if not {len(a), len(b)} <= {1, 2} or ndim not in (len(a), len(b)) or a[-1] != b[0]:
-        raise ValueError(
-            f"{left} {a} @ {right} {b}: the last axis of {left} must be as long as the first of {right}, "
-            "and a dense operand must have 1 or 2 axes."
-        )
+def transpose_plan(indptr: Array, indices: Array, n_cols: int) -> Transpose:
+    """The transpose of a pattern, made once and used with many values (by a backward pass, say)."""
+    entries = np.arange(len(indices), dtype=indptr.dtype)
+    starts, rows, order = sort_by(indices, n_cols, row_numbers(indptr), entries)
+    return Transpose(starts.astype(indptr.dtype), rows, order)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .csr import CSR
+from .formats import CSR
 from .structure import Array
 
 

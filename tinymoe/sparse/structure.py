@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-BLOCK = 1 << 18  # entries handled at a time: index, value and product of so many stay in the cache
-
 
 def index_dtype(shape: tuple[int, int], nnz: int) -> np.dtype[Any]:
     """The narrower of int32 and int64 that can hold every index: half the memory for most matrices."""
@@ -45,9 +43,11 @@ def ordered(rows: Array, cols: Array) -> bool:
 def row_blocks(indptr: Array, limit: int) -> Iterator[tuple[int, int]]:
     """Consecutive ranges of rows first … last−1, of about `limit` entries and at least a row each."""
     n_rows, nnz = len(indptr) - 1, int(indptr[-1])
-    cuts = np.searchsorted(indptr, np.arange(limit, nnz, limit, dtype=indptr.dtype), side="right") - 1
-    edges = sorted({0, n_rows, *cuts.tolist()})
-    yield from pairwise(edges)
+    edges = {0, n_rows}
+    if nnz > limit:
+        cuts = np.searchsorted(indptr, np.arange(limit, nnz, limit, dtype=indptr.dtype), side="right") - 1
+        edges.update(cuts.tolist())
+    yield from pairwise(sorted(edges))
 
 
 def entries_of(indptr: Array, rows: Array) -> Array:

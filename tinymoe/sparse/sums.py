@@ -22,6 +22,17 @@ def sum_duplicates(rows: Array, cols: Array, values: Array) -> Arrays:
     return rows[first], cols[first], np.add.reduceat(values, first, dtype=values.dtype)
 
 
+def sum_runs(terms: Array, pointers: Array, sums: Array) -> None:
+    """sums_i = Σ terms[pointers_i : pointers_(i+1)], written into an array of zeros: an empty run adds nothing."""
+    starts = pointers[:-1]
+    filled = pointers[1:] > starts
+    if filled.all():
+        np.add.reduceat(terms, starts, dtype=sums.dtype, out=sums)
+    elif len(terms):
+        runs = np.flatnonzero(filled)  # reduceat would give an empty run its neighbour's first term
+        sums[runs] = np.add.reduceat(terms, starts.take(runs), dtype=sums.dtype)
+
+
 def canonical_rows(rows: Array, cols: Array, values: Array, n_rows: int, n_cols: int) -> Arrays:
     """Entries of some rows in any order → (entries per row, columns, values): sorted, summed, no zeros."""
     return _summed(sorting_order(rows, cols, (n_rows, n_cols)), rows, cols, values, n_rows)
