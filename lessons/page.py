@@ -1,17 +1,13 @@
 """README.md, the course's page: the way through the course, where everything stands, the exercises, the glossary."""
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from build import Lesson
+from source import LESSONS, Lesson
 
-LESSONS = Path(__file__).resolve().parent
 PAGE, DOCUMENTS = LESSONS / "README.md", LESSONS / "DOCUMENTS.md"
 
 
-def page(lessons: "list[Lesson]") -> str:
+def page(lessons: list[Lesson]) -> str:
     """README.md: the way through the course, where everything stands, and the glossary."""
     rows = [
         f"| {lesson.number} | [{lesson.title}]({lesson.name}.ipynb) {lesson.chinese} | {lesson.reading} + {lesson.practice} "
@@ -37,7 +33,7 @@ def page(lessons: "list[Lesson]") -> str:
     )
 
 
-def references(lesson: "Lesson") -> list[str]:
+def references(lesson: Lesson) -> list[str]:
     code = ", ".join(f"[`{file}`](../{file})" for file in lesson.code)
     rows = ", ".join(f"[{row}](DOCUMENTS.md#{anchor(row)})" for row in lesson.documents)
     return [code, rows and f"documents {rows}", *lesson.papers]
@@ -51,7 +47,7 @@ def anchor(row: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading[1].lower()).replace(" ", "-")
 
 
-def terms(lessons: "list[Lesson]") -> "list[tuple[str, str, str, Lesson]]":
+def terms(lessons: list[Lesson]) -> list[tuple[str, str, str, Lesson]]:
     """(English, Chinese, meaning, the lesson that brings it in), by alphabet. Raises ValueError if two bring in the same."""
     found: dict[str, tuple[str, str, str, Lesson]] = {}
     for lesson in lessons:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from build import LESSONS, Lesson, read, sources, tag, variant
+from source import LESSONS, Lesson, read, sources, tag, variant
 
 VERDICT = re.compile(r"^\[(todo|ok|wrong)\]", re.M)
 
