@@ -4,9 +4,8 @@
     python lessons/build.py 01 04         those whose names begin so, and the page
     python lessons/build.py --check       builds nothing; exits 1 if a product isn't what its source gives
 
-A source is a script in jupytext's percent format, and the only file to edit. Its header says what the course's page
-needs to know (`Lesson`). An exercise is a run of cells with tags: `exercise` (the stub), `solution`, one or more `wrong`
-(answers that `check` must refuse; no product shows them), `check`.
+A source is a script in jupytext's percent format, and the only file to edit; source.py says what its header and the
+tags of its cells mean.
 """
 
 import argparse
@@ -21,7 +20,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from page import PAGE, page
-from source import LESSONS, Lesson, read, sources, variant
+from source import LESSONS, Lesson, read, sources, tags, variant
 
 LARGEST = 300_000  # bytes of a notebook
 VARIES = re.compile(rf"0x[0-9a-f]{{6,}}|{re.escape(str(LESSONS.parent))}|{re.escape(str(Path.home()))}/")
@@ -43,8 +42,8 @@ def notebook(lesson: Lesson, solved: bool) -> Any:
             text = re.sub(r"\]\((?!https?:|#)", f"]({up}", cell.source)  # links, from where the product is
             cells.append(nbformat.v4.new_markdown_cell(text))
         else:
-            tags = {"tags": list(cell.metadata["tags"])} if "tags" in cell.metadata else {}
-            cells.append(nbformat.v4.new_code_cell(cell.source, metadata=tags))
+            kept = {"tags": list(cell.metadata["tags"])} if "tags" in cell.metadata else {}
+            cells.append(nbformat.v4.new_code_cell(cell.source, metadata=kept))
     for position, cell in enumerate(cells):
         cell.id = f"cell-{position}"
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata())
@@ -90,11 +89,20 @@ def cleaned(product: Any) -> Any:
     return product
 
 
+def made(lesson: Lesson, solved: bool) -> Any:
+    """The product as it is kept: executed, and in the student's what the reader is to guess without output."""
+    product = executed(notebook(lesson, solved), lesson.product(solved).parent)
+    for cell in product.cells:
+        if "guess" in tags(cell) and not solved:
+            cell.outputs = []
+    return product
+
+
 def build(lesson: Lesson) -> None:
     for solved in (False, True):
         file, start = lesson.product(solved), time.perf_counter()
         file.parent.mkdir(exist_ok=True)
-        text = nbformat.writes(executed(notebook(lesson, solved), file.parent)) + "\n"
+        text = nbformat.writes(made(lesson, solved)) + "\n"
         if len(text.encode()) > LARGEST:
             raise ValueError(f"{file.name} would have {len(text.encode())} bytes; at most {LARGEST} are allowed")
         file.write_text(text, encoding="utf-8")

@@ -74,7 +74,8 @@ python3 -m venv .venv && .venv/bin/pip install -e '.[lessons]' && .venv/bin/jupy
 {rows}
 
 Together about {reading} minutes to read and {practice} for the exercises. An exercise prints `[todo]`, `[ok]`, or `[wrong]`
-and where. Every lesson is here twice: with the exercises open, and solved.
+and where. Every lesson is here twice: with the exercises open, and solved. What would give away a bug that you are asked to
+spot, or a result that you are asked to guess, is shown in the solved one only: run the cell when you have made up your mind.
 
 To run it all, from an empty machine to every notebook made anew:
 

@@ -377,7 +377,7 @@ def gate(scores, k):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 for k in (2, 1):
     weights, _ = gate(scores, k)
     (_, _), gate_back = ops.top_k_gate(scores, k, renormalize=True)

@@ -580,7 +580,7 @@ def norm_without_history(x, gain):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 _, cut_losses = train(300, norm_without_history)
 _, whole_losses = train(300)
 counts = np.bincount(numbers) / len(numbers)

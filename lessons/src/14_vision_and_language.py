@@ -442,7 +442,7 @@ def choose_two(scores, rng, training):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 scores = rng.standard_normal((200, 4))
 once, again = (choose_two(scores, rng, training=False) for _ in range(2))
 print(f"rows with another second expert in the second evaluation: {(once != again).any(1).mean():.0%}")

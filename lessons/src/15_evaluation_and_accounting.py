@@ -607,7 +607,7 @@ def training_tflops(c, T):  # of one text of T tokens
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 before = training_tflops(mixtral, 1024)
 after = 3 * 1024 * sum(accounting.flops_by_part(mixtral, 1024, masked=True).values()) / 1e12
 print(f"Mixtral, 1024 tokens, in 10¹² operations: {before:.2f}; by tinymoe {after:.2f}")

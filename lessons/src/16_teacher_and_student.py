@@ -345,7 +345,7 @@ def distillation_loss(small_logits, targets, *, large_logits, T=2.0, alpha=0.9):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 students = z, z + rng.standard_normal(z.shape)
 published = [float(distillation_loss(student, targets, large_logits=t, alpha=1.0)) for student in students]
 right = [float(ops.distillation(student, teacher=t, temperature=2.0)[0]) for student in students]

@@ -16,7 +16,7 @@ sys.path.insert(0, str(LESSONS))
 import build  # noqa: E402
 from lesson_tools import check_exercise, new_figure, show  # noqa: E402
 from rehearse import VERDICT, rehearse  # noqa: E402
-from source import Lesson, read, sources, tag, variant  # noqa: E402
+from source import Lesson, read, role, sources, tags, variant  # noqa: E402
 
 from tinymoe import ops  # noqa: E402
 
@@ -36,6 +36,8 @@ HEADINGS = [
 ]
 OPTIONAL = {"What the document gets wrong"}
 QUESTIONS = "17_seven_questions"  # answers of an interview, in its order
+ASKS = re.compile(r"^## Spot the bug|\bguess (before|first)|before you (run|open)\b|by reading\b", re.M | re.I)
+FOLDED = re.compile("<summary>(?!Hint)")  # an answer
 FORBIDDEN = re.compile(r"^ *[!%]|https?://|\b(urllib|requests|socket|subprocess|pip|plt)\b", re.M)
 SOURCES = sources()
 FIRST = LESSONS / "src" / "01_numbers_and_gradients.py"  # the one that planted mistakes are tried on
@@ -52,7 +54,7 @@ def problems(lesson):
         found, headings = [h.partition(" · ")[0] for h in found], [*HEADINGS[:2], *"1234567", *HEADINGS[-2:]]
     if headings != found:
         yield f"the sections are {found}; they must be {headings}"
-    exercises = sum(tag(cell) == "exercise" for cell in lesson.cells)
+    exercises = sum(role(cell) == "exercise" for cell in lesson.cells)
     if not 2 <= exercises <= 4:
         yield f"there are {exercises} exercises; allowed are 2 to 4"
     if len(lesson.exercises) != exercises:
@@ -73,7 +75,7 @@ def problems(lesson):
 
 def verdicts(notebook):
     """What the checkers of a product have printed."""
-    cells = [cell for cell in notebook.cells if tag(cell) == "check"]
+    cells = [cell for cell in notebook.cells if role(cell) == "check"]
     return [
         VERDICT.findall("".join(output.text for output in cell.outputs if output.output_type == "stream"))
         for cell in cells
@@ -86,6 +88,30 @@ def repeated_numbers(notebook):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     prose = re.sub(r"^## By hand$.*?(^## |\Z)", "", text, flags=re.M | re.S)  # these are repeated on purpose
     return {number for number in re.findall(r"\d+\.\d\d+", prose) if number in "".join(printed)}
+
+
+def given_away(notebook):
+    """Cells of a solved notebook whose output answers what the text before them asks, and which are not marked `guess`.
+
+    A question is open until the first output, and where its section has folded answers, until that behind the last.
+    """
+    sections = [[]]
+    for cell in notebook.cells:
+        for part in [cell] if cell.cell_type == "code" else re.split("^(?=## )", cell.source, flags=re.M):
+            if isinstance(part, str) and part.startswith("## "):
+                sections.append([])
+            if isinstance(part, str) or part.outputs:
+                sections[-1].append(part)
+    for section in sections:
+        last = max((i for i, part in enumerate(section) if isinstance(part, str) and FOLDED.search(part)), default=0)
+        asked = False
+        for i, part in enumerate(section):
+            if isinstance(part, str):
+                asked = asked or bool(ASKS.search(part))
+            elif asked:
+                if "guess" not in tags(part):
+                    yield part.id
+                asked = i < last
 
 
 def broken_links(file):
@@ -117,11 +143,19 @@ def test_a_product_is_fresh_small_and_executed(path, solved):
     assert file.stat().st_size <= build.LARGEST
     notebook = nbformat.read(file, as_version=4)
     nbformat.validate(notebook)
-    assert not any(tag(cell) == "wrong" for cell in notebook.cells)
+    assert not any(role(cell) == "wrong" for cell in notebook.cells)
     assert all(set(found) == {"ok" if solved else "todo"} for found in verdicts(notebook))
     assert any("image/png" in o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", []))
     assert not broken_links(file)
     assert not repeated_numbers(notebook)
+
+
+@every_lesson
+def test_what_the_reader_is_to_guess_is_marked_and_shown_in_the_solved_notebook_only(path):
+    student, solved = (nbformat.read(read(path).product(answers), as_version=4) for answers in (False, True))
+    assert not list(given_away(solved))
+    for notebook, shown in ((student, False), (solved, True)):
+        assert all(bool(cell.outputs) == shown for cell in notebook.cells if "guess" in tags(cell))
 
 
 def test_the_page_of_the_course_is_fresh():
@@ -211,7 +245,8 @@ def test_links_lead_to_the_same_place_from_both_notebooks(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('tags=["solution"]', 'tags=["solved"]', "cells tagged exercise, solution, wrong"),
+        ('tags=["solution"]', "", "cells tagged exercise, solution, wrong"),
+        ('tags=["solution"]', 'tags=["solved"]', r"\['solved'\] are no tags of a cell"),
         ('# %% tags=["check"]\ncheck\n', "", "cells tagged exercise, solution, wrong"),
         ("builds:", "makes:", "it must have"),
         ("tinymoe/gradcheck/slopes.py", "tinymoe/slope.py", "do not exist"),
@@ -288,6 +323,26 @@ def test_numbers_repeated_in_prose_are_found():
     ]
     assert repeated_numbers(nbformat.v4.new_notebook(cells=cells)) == {"0.337"}
     assert not repeated_numbers(nbformat.v4.new_notebook(cells=[cells[0], cells[2]]))
+
+
+def test_an_output_that_gives_away_what_is_asked_is_found():
+    def text(source):
+        return nbformat.v4.new_markdown_cell(source)
+
+    def code(name, *marks, shown=True):
+        outputs = [nbformat.v4.new_output("stream", text="5")] * shown
+        return nbformat.v4.new_code_cell("f()", id=name, metadata={"tags": list(marks)}, outputs=outputs)
+
+    def found(*cells):
+        return list(given_away(nbformat.from_dict({"cells": cells})))
+
+    answer = text("<details><summary>The bug</summary>")
+    bug, end = text("## Code\n\n## Spot the bug"), text("## Exercises")
+    assert found(text("## Code\n\nGuess before you run."), code("silent", shown=False), code("a"), code("b")) == ["a"]
+    assert found(text("Guess first."), code("a", "guess"), code("b"), end, code("c")) == []
+    assert found(bug, code("a", "guess"), code("b"), answer, code("c"), code("d"), end, code("e")) == ["b", "c"]
+    assert found(bug, code("a"), answer, answer, code("b", "guess"), text("The museum."), code("c"), end) == ["a"]
+    assert found(text("## Code"), code("a"), answer, code("b")) == []
 
 
 @pytest.mark.parametrize(
