@@ -2,10 +2,11 @@
 
     python lessons/build.py               all
     python lessons/build.py 01 04         those whose names begin so, and the page
-    python lessons/build.py --check       builds nothing; exits 1 if a product isn't what its source gives
+    python lessons/build.py --check       builds nothing; exits 1 if a source gives another product, outputs apart
+    python -m pytest -m slow              executes all again; fails if one shows something else than what is kept
 
-A source is a script in jupytext's percent format, and the only file to edit; source.py says what its header and the
-tags of its cells mean.
+A source is a script in jupytext's percent format, and the only file to edit. What its header and the tags of its cells
+mean is said in source.py; by what rule outputs are compared, in compare.py.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
+from compare import machine
 from page import PAGE, page
 from source import LESSONS, Lesson, read, sources, tags, variant
 
@@ -58,7 +60,7 @@ def executed(product: Any, folder: Path) -> Any:
     """The notebook with its outputs, run in a fresh kernel in the folder where it belongs."""
     client = NotebookClient(
         product,
-        timeout=120,
+        timeout=300,  # seconds a cell
         kernel_name="python3",
         extra_arguments=["--log-level=40"],  # errors only
         record_timing=False,
@@ -92,6 +94,7 @@ def cleaned(product: Any) -> Any:
 def made(lesson: Lesson, solved: bool) -> Any:
     """The product as it is kept: executed, and in the student's what the reader is to guess without output."""
     product = executed(notebook(lesson, solved), lesson.product(solved).parent)
+    product.metadata["made_with"] = machine()
     for cell in product.cells:
         if "guess" in tags(cell) and not solved:
             cell.outputs = []
@@ -116,6 +119,7 @@ def is_stale(lesson: Lesson, solved: bool) -> bool:
     if not file.exists():
         return True
     product = nbformat.read(file, as_version=4)
+    product.metadata.pop("made_with", None)
     for cell in product.cells:
         if cell.cell_type == "code":
             cell.outputs = []

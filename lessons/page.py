@@ -85,6 +85,9 @@ python3 -m venv .venv && .venv/bin/pip install -e '.[lessons]' && .venv/bin/pyth
 
 Teachers: the notebooks are made from scripts. Edit `src/`; `python lessons/rehearse.py` then tries a lesson as a learner
 with no answer, with wrong answers and with right ones, and `python lessons/build.py` makes the notebooks and this page.
+Cells have tags ([`source.py`](source.py)): `exercise`, `solution`, `wrong` and `check`, `guess` for what the student's
+notebook doesn't show, `timed` and `trained` for numbers that aren't the same everywhere. `python -m pytest -m slow` executes
+all notebooks again, in minutes, and compares what they show with what is kept ([`compare.py`](compare.py) has the rule).
 
 ## Where it stands
 

@@ -6,6 +6,10 @@ The header says what the course's page needs to know (`Lesson`). A code cell may
                                         that `check` must refuse (no product shows them), and the cell that checks
     guess                               its output gives away what the text asks the reader to find out first: the
                                         student's notebook has it without output, the solved one with
+    timed                               it prints what the clock has measured
+    trained                             it prints what training in single precision has led to
+
+compare.py says what the last two are for.
 """
 
 import re
@@ -18,7 +22,7 @@ import jupytext
 
 LESSONS = Path(__file__).resolve().parent
 ROLES = {"exercise", "solution", "wrong", "check"}  # in an exercise
-TAGS = ROLES | {"guess"}
+TAGS = ROLES | {"guess", "timed", "trained"}
 ORDER = re.compile(r"(?:\. |exercise solution (?:wrong )+check )*")  # of the roles; . for none
 
 

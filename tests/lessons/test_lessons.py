@@ -168,19 +168,6 @@ def test_no_product_is_without_a_source():
     assert {file.stem for file in LESSONS.rglob("*.ipynb") if ".ipynb_checkpoints" not in file.parts} == names
 
 
-def test_building_gives_the_product_to_the_bit_but_for_pictures_and_roundings():
-    """In a kernel, where a learner runs it. Another library version draws and rounds otherwise; the rest is the same."""
-    lesson = read(FIRST)
-    built = build.executed(build.notebook(lesson, True), lesson.product(True).parent)
-    kept = nbformat.read(lesson.product(True), as_version=4)
-    assert verdicts(built) == verdicts(kept)
-    for notebook in (built, kept):
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs = [output.output_type for output in cell.outputs]
-    assert built == kept
-
-
 # the builder
 
 
