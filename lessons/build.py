@@ -2,11 +2,11 @@
 
     python lessons/build.py               all
     python lessons/build.py 01 04         those whose names begin so, and the page
-    python lessons/build.py --check       builds nothing; exits 1 if a product isn't what its source gives
+    python lessons/build.py --check       builds nothing; exits 1 if a source gives another product, outputs apart
+    python -m pytest -m slow              executes all again; fails if one shows something else than what is kept
 
-A source is a script in jupytext's percent format, and the only file to edit. Its header says what the course's page
-needs to know (`Lesson`). An exercise is a run of cells with tags: `exercise` (the stub), `solution`, one or more `wrong`
-(answers that `check` must refuse; no product shows them), `check`.
+A source is a script in jupytext's percent format, and the only file to edit. What its header and the tags of its cells
+mean is said in source.py; by what rule outputs are compared, in compare.py.
 """
 
 import argparse
@@ -14,107 +14,18 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import jupytext
 import nbformat
 from nbclient import NotebookClient
 
+from compare import machine
 from page import PAGE, page
+from source import LESSONS, Lesson, read, sources, tags, variant
 
-LESSONS = Path(__file__).resolve().parent
 LARGEST = 300_000  # bytes of a notebook
-ORDER = re.compile(r"(?:\. |exercise solution (?:wrong )+check )*")  # of the tags; . for none
 VARIES = re.compile(rf"0x[0-9a-f]{{6,}}|{re.escape(str(LESSONS.parent))}|{re.escape(str(Path.home()))}/")
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A source: its name, its header, its cells."""
-
-    name: str
-    cells: list[Any]
-    title: str
-    chinese: str
-    builds: str  # what the learner has in the end
-    code: list[str]  # files of the project, from its root
-    documents: list[str]  # rows of DOCUMENTS.md
-    papers: list[str]  # Markdown
-    terms: dict[str, list[str]]  # those it brings in, for the glossary: English to Chinese and meaning
-
-    @property
-    def number(self) -> int:
-        return int(self.name[:2])
-
-    @property
-    def reading(self) -> int:
-        """Minutes to read it: 150 words and 20 lines of code a minute; answers are not there to be read."""
-        kept = [cell for cell in self.cells if tag(cell) not in ("solution", "wrong")]
-        words = sum(len(cell.source.split()) for cell in kept if cell.cell_type == "markdown")
-        lines = sum(len(cell.source.splitlines()) for cell in kept if cell.cell_type == "code")
-        return fives(words / 150 + lines / 20)
-
-    @property
-    def practice(self) -> int:
-        """Minutes for the exercises: 8 each."""
-        return fives(8 * sum(tag(cell) == "exercise" for cell in self.cells))
-
-    @property
-    def exercises(self) -> list[str]:
-        text = "\n".join(cell.source for cell in self.cells if cell.cell_type == "markdown")
-        return re.findall(r"^### \d+ · (.+)$", text.partition("## Exercises")[2], re.M)
-
-    def product(self, solved: bool) -> Path:
-        return LESSONS / ("solutions" if solved else "") / f"{self.name}.ipynb"
-
-
-def fives(minutes: float) -> int:
-    return 5 * round(minutes / 5)
-
-
-def sources() -> list[Path]:
-    return sorted((LESSONS / "src").glob("[0-9][0-9]_*.py"))
-
-
-def read(path: Path) -> Lesson:
-    """Raises ValueError if the header or the order of the cells of an exercise is not as it must be."""
-    source = jupytext.reads(path.read_text(encoding="utf-8"), "py:percent")
-    header = source.metadata.get("lesson", {})
-    wanted = [field.name for field in fields(Lesson)][2:]
-    if sorted(header) != sorted(wanted):
-        raise ValueError(f"{path.name}: the header has {sorted(header)}; it must have {sorted(wanted)}")
-    if missing := [file for file in header["code"] if not (LESSONS.parent / file).exists()]:
-        raise ValueError(f"{path.name}: the header names {missing}, which do not exist")
-    if not ORDER.fullmatch("".join(tag(cell) + " " for cell in source.cells)):
-        raise ValueError(f"{path.name}: an exercise is cells tagged exercise, solution, wrong (1 or more), check")
-    return Lesson(path.stem, source.cells, **header)
-
-
-def tag(cell: Any) -> str:
-    """`exercise`, `solution`, `wrong`, `check`, or `.` for a cell that belongs to no exercise."""
-    return next(iter(cell.metadata.get("tags", [])), ".")
-
-
-def variant(cells: Iterable[Any], answer: str, number: int = 0) -> list[Any]:
-    """The cells with one answer to each exercise: `exercise` for the stub, `solution`, or `wrong` with its number.
-
-    Where an exercise has fewer wrong answers, its last is taken.
-    """
-    kept: list[Any] = []
-    answers: list[Any] = []
-    for cell in cells:
-        if tag(cell) in ("exercise", "solution", "wrong"):
-            answers.append(cell)
-            continue
-        if answers:
-            fitting = [cell for cell in answers if tag(cell) == answer]
-            kept.append(fitting[min(number, len(fitting) - 1)])
-            answers = []
-        kept.append(cell)
-    return kept
 
 
 def notebook(lesson: Lesson, solved: bool) -> Any:
@@ -133,8 +44,8 @@ def notebook(lesson: Lesson, solved: bool) -> Any:
             text = re.sub(r"\]\((?!https?:|#)", f"]({up}", cell.source)  # links, from where the product is
             cells.append(nbformat.v4.new_markdown_cell(text))
         else:
-            tags = {"tags": list(cell.metadata["tags"])} if "tags" in cell.metadata else {}
-            cells.append(nbformat.v4.new_code_cell(cell.source, metadata=tags))
+            kept = {"tags": list(cell.metadata["tags"])} if "tags" in cell.metadata else {}
+            cells.append(nbformat.v4.new_code_cell(cell.source, metadata=kept))
     for position, cell in enumerate(cells):
         cell.id = f"cell-{position}"
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata())
@@ -149,7 +60,7 @@ def executed(product: Any, folder: Path) -> Any:
     """The notebook with its outputs, run in a fresh kernel in the folder where it belongs."""
     client = NotebookClient(
         product,
-        timeout=120,
+        timeout=300,  # seconds a cell
         kernel_name="python3",
         extra_arguments=["--log-level=40"],  # errors only
         record_timing=False,
@@ -180,11 +91,21 @@ def cleaned(product: Any) -> Any:
     return product
 
 
+def made(lesson: Lesson, solved: bool) -> Any:
+    """The product as it is kept: executed, and in the student's what the reader is to guess without output."""
+    product = executed(notebook(lesson, solved), lesson.product(solved).parent)
+    product.metadata["made_with"] = machine()
+    for cell in product.cells:
+        if "guess" in tags(cell) and not solved:
+            cell.outputs = []
+    return product
+
+
 def build(lesson: Lesson) -> None:
     for solved in (False, True):
         file, start = lesson.product(solved), time.perf_counter()
         file.parent.mkdir(exist_ok=True)
-        text = nbformat.writes(executed(notebook(lesson, solved), file.parent)) + "\n"
+        text = nbformat.writes(made(lesson, solved)) + "\n"
         if len(text.encode()) > LARGEST:
             raise ValueError(f"{file.name} would have {len(text.encode())} bytes; at most {LARGEST} are allowed")
         file.write_text(text, encoding="utf-8")
@@ -198,6 +119,7 @@ def is_stale(lesson: Lesson, solved: bool) -> bool:
     if not file.exists():
         return True
     product = nbformat.read(file, as_version=4)
+    product.metadata.pop("made_with", None)
     for cell in product.cells:
         if cell.cell_type == "code":
             cell.outputs = []

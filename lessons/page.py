@@ -1,17 +1,13 @@
 """README.md, the course's page: the way through the course, where everything stands, the exercises, the glossary."""
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from build import Lesson
+from source import LESSONS, Lesson
 
-LESSONS = Path(__file__).resolve().parent
 PAGE, DOCUMENTS = LESSONS / "README.md", LESSONS / "DOCUMENTS.md"
 
 
-def page(lessons: "list[Lesson]") -> str:
+def page(lessons: list[Lesson]) -> str:
     """README.md: the way through the course, where everything stands, and the glossary."""
     rows = [
         f"| {lesson.number} | [{lesson.title}]({lesson.name}.ipynb) {lesson.chinese} | {lesson.reading} + {lesson.practice} "
@@ -37,7 +33,7 @@ def page(lessons: "list[Lesson]") -> str:
     )
 
 
-def references(lesson: "Lesson") -> list[str]:
+def references(lesson: Lesson) -> list[str]:
     code = ", ".join(f"[`{file}`](../{file})" for file in lesson.code)
     rows = ", ".join(f"[{row}](DOCUMENTS.md#{anchor(row)})" for row in lesson.documents)
     return [code, rows and f"documents {rows}", *lesson.papers]
@@ -51,7 +47,7 @@ def anchor(row: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading[1].lower()).replace(" ", "-")
 
 
-def terms(lessons: "list[Lesson]") -> "list[tuple[str, str, str, Lesson]]":
+def terms(lessons: list[Lesson]) -> list[tuple[str, str, str, Lesson]]:
     """(English, Chinese, meaning, the lesson that brings it in), by alphabet. Raises ValueError if two bring in the same."""
     found: dict[str, tuple[str, str, str, Lesson]] = {}
     for lesson in lessons:
@@ -78,7 +74,8 @@ python3 -m venv .venv && .venv/bin/pip install -e '.[lessons]' && .venv/bin/jupy
 {rows}
 
 Together about {reading} minutes to read and {practice} for the exercises. An exercise prints `[todo]`, `[ok]`, or `[wrong]`
-and where. Every lesson is here twice: with the exercises open, and solved.
+and where. Every lesson is here twice: with the exercises open, and solved. What would give away a bug that you are asked to
+spot, or a result that you are asked to guess, is shown in the solved one only: run the cell when you have made up your mind.
 
 To run it all, from an empty machine to every notebook made anew:
 
@@ -88,6 +85,9 @@ python3 -m venv .venv && .venv/bin/pip install -e '.[lessons]' && .venv/bin/pyth
 
 Teachers: the notebooks are made from scripts. Edit `src/`; `python lessons/rehearse.py` then tries a lesson as a learner
 with no answer, with wrong answers and with right ones, and `python lessons/build.py` makes the notebooks and this page.
+Cells have tags ([`source.py`](source.py)): `exercise`, `solution`, `wrong` and `check`, `guess` for what the student's
+notebook doesn't show, `timed` and `trained` for numbers that aren't the same everywhere. `python -m pytest -m slow` executes
+all notebooks again, in minutes, and compares what they show with what is kept ([`compare.py`](compare.py) has the rule).
 
 ## Where it stands
 

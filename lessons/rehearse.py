@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from build import LESSONS, Lesson, read, sources, tag, variant
+from source import LESSONS, Lesson, read, role, sources, variant
 
 VERDICT = re.compile(r"^\[(todo|ok|wrong)\]", re.M)
 
@@ -27,11 +27,11 @@ VERDICT = re.compile(r"^\[(todo|ok|wrong)\]", re.M)
 def rehearse(lesson: Lesson) -> Iterator[str]:
     """What is wrong with the verdicts, in words. A cell that raises, raises."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    tags = [tag(cell) for cell in lesson.cells]
-    first = tags.index("exercise") if "exercise" in tags else len(tags)
+    roles = [role(cell) for cell in lesson.cells]
+    first = roles.index("exercise") if "exercise" in roles else len(roles)
     run(lesson.cells[:first], namespace, lesson.name)
     rest = lesson.cells[first:]
-    most = max((len(list(group)) for name, group in groupby(tags) if name == "wrong"), default=0)
+    most = max((len(list(group)) for name, group in groupby(roles) if name == "wrong"), default=0)
     for answer, number, mark in [
         ("exercise", 0, "todo"),
         *(("wrong", i, "wrong") for i in range(most)),
@@ -56,7 +56,7 @@ def run(cells: list[Any], namespace: dict[str, Any], title: str) -> list[str]:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(cell.source, file, "exec"), namespace)
-        if tag(cell) == "check":
+        if role(cell) == "check":
             checks.append(printed.getvalue())
     return checks
 

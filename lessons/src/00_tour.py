@@ -112,7 +112,7 @@ print(f"{'together':16} {sum(parts.values()):8,}, of which {working:,} work on e
 # 1 is about gradients, lesson 2 about how this one is computed.
 
 
-# %%
+# %% tags=["trained"]
 def train(settings, state):
     """Train `state` in place. Returns the loss of each step, and for each step and layer the tokens of each expert."""
     losses, counts = [], []
@@ -134,7 +134,7 @@ print(f"training loss: first step {losses[0]:.2f}, mean of the last twenty {loss
 # its
 # **entropy** (熵), the part that is pure chance. Here it is known exactly, because we know how the text is made.
 
-# %%
+# %% tags=["trained"]
 figure, axes = new_figure()
 axes.plot(np.arange(1, len(losses) + 1), losses, label="training loss")
 axes.plot([settings.run.steps], [validation_loss], "ko", label="validation loss")
@@ -152,7 +152,7 @@ print(f"validation loss {validation_loss:.2f}, entropy {source.entropy:.2f} nats
 # number of experts, or the learning rate (学习率), which says how far each step goes. The way is to try. Here are three
 # learning rates, for a few steps each.
 
-# %%
+# %% tags=["trained"]
 for rate in (1e-4, 4e-3, 3e-1):
     trial = settings.but(lr=rate, steps=40)
     _, _, loss = train(trial, new_state(trial))
@@ -223,7 +223,7 @@ show(
 # %% [markdown]
 # And now let it write. It draws one byte, reads what it has written, draws the next, and so on.
 
-# %%
+# %% tags=["trained"]
 start, length = np.array([ord("\n")]), 220
 boldness, kept = 0.7, 0.95  # below 1 it likes the likely more; of all bytes, only the likeliest 95% count
 written = generate(state.params, settings.model, start, length, boldness, kept, np.random.default_rng(0))
@@ -377,7 +377,7 @@ def gate(scores, k):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 for k in (2, 1):
     weights, _ = gate(scores, k)
     (_, _), gate_back = ops.top_k_gate(scores, k, renormalize=True)

@@ -406,7 +406,7 @@ def loss_with_penalty(x, w, strength=0.1):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 print(check_gradients(loss_with_penalty, x, w))
 
 # %% [markdown]

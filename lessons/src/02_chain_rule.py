@@ -489,7 +489,7 @@ def shaken_layer(x, router, expert, *, factors):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 x, factors = rng.standard_normal((5, 4)), rng.uniform(0.9, 1.1, (5, 4))
 weights = rng.standard_normal((4, 1)), rng.standard_normal((4, 4))
 print(check_gradients(shaken_layer, x, *weights, factors=factors))

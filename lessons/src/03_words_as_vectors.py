@@ -341,7 +341,7 @@ print("what is printed, Wᵀ · one_hot: hello", matrix.T @ hello, " world", mat
 # Find it by reading, before you run the check.
 
 
-# %%
+# %% tags=["guess"]
 def quick_embedding(ids, table):
     y = table[ids]
 
@@ -364,7 +364,7 @@ print(check_gradients(quick_embedding, np.array([2, 0, 3]), table))
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 print(check_gradients(quick_embedding, ids, table))
 _, backward = quick_embedding(np.array([0, 0]), np.zeros((1, 1)))
 (dtable,) = backward(np.ones((2, 1)))

@@ -441,7 +441,7 @@ def choices_as_matrix(weights, indices, n_experts):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 scores = np.array([[0, -200, -300], [1, 2, 0]], np.float32)
 (weights, indices), _ = ops.top_k_gate(scores, 2)  # the two largest scores of each row; weights that add up to 1
 print("chosen:", indices.tolist(), "with weights", weights.tolist())

@@ -455,7 +455,7 @@ def visits(scores, k):  # scores (N, E) of N tokens for E experts; True where an
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 scores = np.random.default_rng(4).standard_normal((12, 4))
 whole_text, chunks = visits(scores, 2), np.concatenate([visits(part, 2) for part in np.split(scores, 2)])
 print(

@@ -442,7 +442,7 @@ print("rows of the table that were taught something:", dlearned.any(1).tolist())
 # wrong, and the comments help to hide it.
 
 
-# %%
+# %% tags=["guess"]
 def head(x, w_key, w_query, w_value):
     T, C = x.shape
     k = x @ w_key  # (T,C)
@@ -478,7 +478,7 @@ print(check_gradients(head, rows, *matrices))
 # grow to make up for it; but it begins with attention that is nearly even. What finds it is a comparison with another
 # implementation.
 
-# %%
+# %% tags=["guess"]
 k, q, v = (rows @ m for m in matrices)
 found, _ = head(rows, *matrices)
 expected = ops.causal_attention(q[None, None], k[None, None], v[None, None])[0][0, 0]

@@ -481,7 +481,7 @@ print("every array right:", report.ok, " how many:", len(report.inputs))
 # known. Plain gradient descent is slow here; the library's `adamw` gives each weight a step of its own, by how large its
 # gradients have been lately.
 
-# %%
+# %% tags=["trained"]
 text = toy.generate(300_000, np.random.default_rng(0)).text
 letters = sorted(set(text))
 numbers = np.array([letters.index(letter) for letter in text])
@@ -538,7 +538,7 @@ show(figure, alt="A text in five dialects; the first letters of words and number
 #
 # Now let it write: it draws a letter by the probabilities, reads what it has written, and draws the next.
 
-# %%
+# %% tags=["trained"]
 rng = np.random.default_rng(1)
 written = [letters.index("\n")]
 for _ in range(200):
@@ -580,7 +580,7 @@ def norm_without_history(x, gain):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 _, cut_losses = train(300, norm_without_history)
 _, whole_losses = train(300)
 counts = np.bincount(numbers) / len(numbers)

@@ -541,7 +541,7 @@ def switch_layer(inputs, gate, lines, count):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 count: list[int] = []
 same = np.allclose(switch_layer(inputs, gate, lines, count), mixture(inputs, gate, lines, 1)[0])
 print("right answers:", same, " rows of work:", sum(count), " needed:", mixture(inputs, gate, lines, 1)[1])

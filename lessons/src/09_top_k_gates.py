@@ -520,7 +520,7 @@ print(f"mean squared error of the gated model: {np.mean((model(x) - np.abs(x)) *
 # function below. Find the bug by reading. The gradient check won't help: both passes agree.
 
 
-# %%
+# %% tags=["guess"]
 def load_as_published(clean, noisy, sigma, k):
     scores, softmax_back = ops.softmax(noisy)  # so that the gate weights need only be divided
     load, load_back = gates.smooth_load(clean, scores, sigma, k)
@@ -546,7 +546,7 @@ print(check_gradients(load_as_published, clean, clean + noise * sigma, sigma, 2)
 # What finds it is a property that the true load must have. Add 10 to all scores: nobody's choice changes, so no load may
 # change.
 
-# %%
+# %% tags=["guess"]
 for load in (gates.smooth_load, load_as_published):
     before, after = (load(clean + up, clean + noise * sigma + up, sigma, 2)[0] for up in (0, 10))
     print(f"{load.__name__:18} before {before.round(2)}  after {after.round(2)}")

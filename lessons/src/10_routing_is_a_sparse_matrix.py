@@ -392,7 +392,7 @@ def layer_with_drops(x, weights, up, down, indices, kept):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 print(check_gradients(layer_with_drops, x, weights, up, down, indices, kept))
 y_of_bug, backward = layer_with_drops(x, weights, up, down, indices, kept)
 print("\ny", y_of_bug[:, 0], " dweights", backward(dy)[1].tolist())

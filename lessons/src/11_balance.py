@@ -361,7 +361,7 @@ print("sums over the experts:", np.abs(my_balance(logits, indices)[1](1.0)[0].su
 # by reading. The gradient check has no complaint.
 
 
-# %%
+# %% tags=["guess"]
 def router(x, keys):
     logits, _ = ops.linear(x, keys)
     return ops.softmax(logits)
@@ -387,7 +387,7 @@ print("loss:", published_balance(router_logits, to_first)[0])
 #
 # How much is left of the gradient, as it reaches the real scores?
 
-# %%
+# %% tags=["guess"]
 for n_experts in (8, 32, 128):
     scores = 2 * np.random.default_rng(2).standard_normal((500, n_experts))
     best = scores.argmax(1)[:, None]

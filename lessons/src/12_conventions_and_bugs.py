@@ -317,7 +317,7 @@ def keep_best(logits, chosen, places):
 #
 # All three show themselves at once, if one looks at the right thing:
 
-# %%
+# %% tags=["guess"]
 tokens = np.random.default_rng(0).standard_normal((20, 5))
 seen = [noisy_gate(tokens, 2, np.random.default_rng(seed), training=False)[1] for seed in (1, 2)]
 print("A: tokens that change experts between two evaluations:", (seen[0] != seen[1]).any(1).sum(), "of", len(tokens))

@@ -446,7 +446,7 @@ assert printed_sparse_matrix(one, 0.5) == printed_sparse_matrix(other, 0.5)
 # </details>
 
 
-# %%
+# %% tags=["guess"]
 def create_sparse_embedding(V, D, W):
     return W * rng.standard_normal((V, D))
 

@@ -224,7 +224,7 @@ show(
 # words come. Now let it write, for pictures that it has never seen:
 
 
-# %%
+# %% tags=["trained"]
 def write(pictures):
     return captioning.write_captions(params, config, pictures, LENGTH)
 
@@ -251,7 +251,7 @@ for name, source in (("new pictures", new_set), ("combinations never seen", unse
 # **Does it look at all?** A language model is good at guessing. So measure the loss with the right picture, with somebody
 # else's, and with a black one.
 
-# %%
+# %% tags=["trained"]
 batch = encode_captions(new_set.captions, LENGTH)
 others = np.roll(new_set.images, 1, axis=0)
 found = {}
@@ -272,7 +272,7 @@ print({name: round(float(value), 3) for name, value in found.items()}, "can't se
 #
 # **Who uses which expert?** Here are the routers' choices for all new pictures, patches and letters apart.
 
-# %%
+# %% tags=["trained"]
 (_, _, routed), _ = language.forward(params, config, Batch(batch.ids, mask=batch.mask, images=new_set.images))
 R = config.vision.rows
 figure, axes = new_figure(1, 2, height=2.6, sharey=True)
@@ -442,7 +442,7 @@ def choose_two(scores, rng, training):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 scores = rng.standard_normal((200, 4))
 once, again = (choose_two(scores, rng, training=False) for _ in range(2))
 print(f"rows with another second expert in the second evaluation: {(once != again).any(1).mean():.0%}")

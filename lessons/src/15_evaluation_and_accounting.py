@@ -240,7 +240,7 @@ def judge(model, windows):
     return np.array(losses), np.array(hits)
 
 
-# %%
+# %% tags=["trained"]
 mixture = models["mixture"][0]
 losses, hits = judge(mixture, evaluation_batches(texts.val, 32, 1, 400))  # 400 windows of 32 bytes, one at a time
 tokens = training.token_losses(mixture, texts.val, 400).ravel()
@@ -253,7 +253,7 @@ print(f"if every token were a witness of its own: ± {standard_error(tokens):.3f
 #
 # **How large must a difference be?** Two models on the same windows:
 
-# %%
+# %% tags=["trained"]
 pair = window_losses["dense, equal size"][0], window_losses["mixture"][0]
 figure, axes = new_figure(height=2.8)
 axes.plot(*pair, ".", color="0.4", markersize=4)
@@ -267,7 +267,7 @@ print(f"of the mean difference: {standard_error(pair[1] - pair[0]):.4f}")
 # %% [markdown]
 # A window is hard or easy for both. In the difference that cancels. Now all seeds, after equally many steps:
 
-# %%
+# %% tags=["trained"]
 gains = {}
 for rival in ("dense, equal work", "dense, equal size"):
     gaps = [m - d for m, d in zip(window_losses["mixture"], window_losses[rival], strict=True)]
@@ -283,7 +283,7 @@ for rival in ("dense, equal work", "dense, equal size"):
 # **Generalisation** (泛化能力) is how well a model does on what it hasn't seen. We need a bad example, the same mixture trained
 # on 3,000 bytes again and again, and text of another kind, the documentation of Python.
 
-# %%
+# %% tags=["trained"]
 with one_core():
     run = replace(base, **SHAPES["mixture"])
     crammer = training.start(training.new_model(run.model, 0), run)
@@ -334,7 +334,7 @@ for name in SHAPES:
 # moves it.
 
 
-# %%
+# %% tags=["timed"]
 def in_turns(calls, rounds=9):
     for call in calls:
         call()  # warm-up
@@ -358,7 +358,7 @@ print(f"equal work per token, yet the mixture's step takes {ratio:.2f} times as 
 # The operations are equal, the times aren't: sorting and gathering count no operation, and eight small products run slower
 # than one large one. What the mixture wins depends on what you hold equal:
 
-# %%
+# %% tags=["timed"]
 figure, (left, right) = new_figure(1, 2, height=2.9, sharey=True)
 for name, shade in zip(SHAPES, ("0", "0.35", "0.55"), strict=True):
     curve = np.reshape(curves[name], (4, -1)).mean(0)[1:]
@@ -387,7 +387,7 @@ print(f"equal time is {affordable:.0f} steps of the small dense model")
 # that paid at low densities only. And in a whole pruned model? This mixture is larger, and untrained, which doesn't
 # matter here. It writes four bytes, with the zeros filled in, and as CSR, as `python -m tinymoe.generate --csr` does.
 
-# %%
+# %% tags=["timed"]
 shape = LanguageConfig(layers=2, heads=2, kv_heads=2, experts=8, expert_width=192, tied=False)
 leaves = named(full := initialize(shape, np.random.default_rng(0)))
 pruned = {}
@@ -470,7 +470,7 @@ show(figure, alt="The all-reduce is a level line; the all-to-all rises with the 
 # against loss. The **Pareto front** (帕累托前沿) holds the candidates that nobody beats: none other is at most as large and at
 # most as bad, and better in one of the two.
 
-# %%
+# %% tags=["trained"]
 with one_core():
     results, _ = search.search(base.but(steps=30), search.shapes(128, 16), texts.train, texts.val, rungs=3)
 work = [accounting.flops_per_token(search.with_candidate(base, r.shape).model, 32) for r in results]
@@ -565,7 +565,7 @@ print(check_gradients(all_reduced, np.random.default_rng(5).standard_normal((3, 
 # and language, §2.5, defines sparsity as parameters that are mostly zero ([S11](DOCUMENTS.md)). Here are both kinds, each as a
 # multiple of the dense model it began with (for zeros, of the matrices that were cut):
 
-# %%
+# %% tags=["timed"]
 more = sizes["mixture"] / sizes["dense, equal work"]
 bytes_left, slower = pruned[0.9]
 print("                    experts, 2 of 8    90 % zeros, as CSR")
@@ -607,7 +607,7 @@ def training_tflops(c, T):  # of one text of T tokens
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 before = training_tflops(mixtral, 1024)
 after = 3 * 1024 * sum(accounting.flops_by_part(mixtral, 1024, masked=True).values()) / 1e12
 print(f"Mixtral, 1024 tokens, in 10¹² operations: {before:.2f}; by tinymoe {after:.2f}")

@@ -76,7 +76,7 @@ def loss_of(model):
     return evaluate(model, text.val, 100)
 
 
-# %%
+# %% tags=["trained"]
 teacher = train(new_model(dense_config, 0), 240, 0)
 (logits, _, _), _ = forward(*teacher, np.frombuffer(b"\nsome kin", np.uint8).astype(int)[None])
 figure, axes = new_figure(1, 3, height=2.4, sharey=True)
@@ -160,7 +160,7 @@ print("D", y, " on paper", 4 * (0.75 * np.log(3) - np.log(2)), " gradient", back
 # **A sparse student of a dense teacher.** Three students with the same first weights and the same text: one alone,
 # two with the teacher, by (3) with $\alpha = 0.9$. Two seeds each, since one tells little.
 
-# %%
+# %% tags=["trained"]
 for seed in (1, 2):
     student = new_model(sparse_config, seed)
     settings = with_shape(for_steps(base.but(seed=seed), 60), sparse_config)
@@ -176,7 +176,7 @@ for seed in (1, 2):
 # **Upcycling.** The teacher becomes a mixture: its layer is copied into four experts, with a random router. By (4)
 # the loss should be the same, if weights add up to 1. And if they don't?
 
-# %%
+# %% tags=["trained"]
 copies = upcycle(*teacher, 4, 2, np.random.default_rng(0))
 raw = Model(copies.params, replace(copies.config, renormalize=False))  # weights as they come from the softmax
 print(f"dense {loss_of(teacher):.6f}, copies {loss_of(copies):.6f}, copies with raw weights {loss_of(raw):.2f}")
@@ -212,7 +212,7 @@ axes.set(xlabel="steps of training", ylabel="distance of two experts", ylim=(0, 
 axes.legend()
 show(figure, alt="Distance between experts rises from 0 for plain copies, and from a higher start for noisy ones.")
 
-# %%
+# %% tags=["trained"]
 further = train(copies, 60, 3)
 print(f"after 60 more steps: dense {loss_of(train(teacher, 60, 3)):.3f}, upcycled {loss_of(further):.3f}, ", end="")
 print(f"a mixture from scratch after 300 {loss_of(train(new_model(sparse_config, 3), 300, 3)):.3f}")
@@ -226,7 +226,7 @@ print(f"a mixture from scratch after 300 {loss_of(train(new_model(sparse_config,
 # **Which experts can go?** Leave each one out in turn and measure how much the loss rises. The cheap guess would be
 # that the least used one is missed least.
 
-# %%
+# %% tags=["trained"]
 rise, used = damage(further, text.val, 40), usage(further, text.val, 40)
 figure, axes = new_figure(height=2.6)
 for layer, marker in enumerate("os"):
@@ -248,7 +248,7 @@ print(
 # is called **fine-tuning** (微调). In small: from one dense start, four copies train their feed-forward layers on a
 # quarter of the text each. Then they are experts behind a new router. (Sukhbaatar et al. 2024 do so at full size.)
 
-# %%
+# %% tags=["trained"]
 start = train(new_model(dense_config, 4), 60, 4)
 settings = with_shape(for_steps(base.but(seed=4), 40), dense_config)
 apart = train_apart(start, settings, np.array_split(text.train, 4))
@@ -345,7 +345,7 @@ def distillation_loss(small_logits, targets, *, large_logits, T=2.0, alpha=0.9):
 #
 # </details>
 
-# %%
+# %% tags=["guess"]
 students = z, z + rng.standard_normal(z.shape)
 published = [float(distillation_loss(student, targets, large_logits=t, alpha=1.0)) for student in students]
 right = [float(ops.distillation(student, teacher=t, temperature=2.0)[0]) for student in students]

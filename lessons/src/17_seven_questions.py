@@ -180,7 +180,7 @@ print("MaxVio, a measure of uneven load, for 3 of 4 experts idle:", max_violatio
 # Around its two functions the library has built one whose embedding and experts are sparse from the start and stay so
 # ([S10](DOCUMENTS.md)). A few steps on one sentence:
 
-# %%
+# %% tags=["trained"]
 sentence = np.frombuffer(b"sparse experts share the work, and every expert is sparse. " * 8, np.uint8).astype(int)
 windows = sentence[: 16 * 24 + 1]
 ids, targets = windows[:-1].reshape(24, 16), windows[1:].reshape(24, 16)

@@ -16,6 +16,7 @@ sys.path.insert(0, str(LESSONS))
 import build  # noqa: E402
 from lesson_tools import check_exercise, new_figure, show  # noqa: E402
 from rehearse import VERDICT, rehearse  # noqa: E402
+from source import Lesson, read, role, sources, tags, variant  # noqa: E402
 
 from tinymoe import ops  # noqa: E402
 
@@ -35,8 +36,10 @@ HEADINGS = [
 ]
 OPTIONAL = {"What the document gets wrong"}
 QUESTIONS = "17_seven_questions"  # answers of an interview, in its order
+ASKS = re.compile(r"^## Spot the bug|\bguess (before|first)|before you (run|open)\b|by reading\b", re.M | re.I)
+FOLDED = re.compile("<summary>(?!Hint)")  # an answer
 FORBIDDEN = re.compile(r"^ *[!%]|https?://|\b(urllib|requests|socket|subprocess|pip|plt)\b", re.M)
-SOURCES = build.sources()
+SOURCES = sources()
 FIRST = LESSONS / "src" / "01_numbers_and_gradients.py"  # the one that planted mistakes are tried on
 every_lesson = pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
 
@@ -51,7 +54,7 @@ def problems(lesson):
         found, headings = [h.partition(" · ")[0] for h in found], [*HEADINGS[:2], *"1234567", *HEADINGS[-2:]]
     if headings != found:
         yield f"the sections are {found}; they must be {headings}"
-    exercises = sum(build.tag(cell) == "exercise" for cell in lesson.cells)
+    exercises = sum(role(cell) == "exercise" for cell in lesson.cells)
     if not 2 <= exercises <= 4:
         yield f"there are {exercises} exercises; allowed are 2 to 4"
     if len(lesson.exercises) != exercises:
@@ -72,7 +75,7 @@ def problems(lesson):
 
 def verdicts(notebook):
     """What the checkers of a product have printed."""
-    cells = [cell for cell in notebook.cells if build.tag(cell) == "check"]
+    cells = [cell for cell in notebook.cells if role(cell) == "check"]
     return [
         VERDICT.findall("".join(output.text for output in cell.outputs if output.output_type == "stream"))
         for cell in cells
@@ -85,6 +88,30 @@ def repeated_numbers(notebook):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     prose = re.sub(r"^## By hand$.*?(^## |\Z)", "", text, flags=re.M | re.S)  # these are repeated on purpose
     return {number for number in re.findall(r"\d+\.\d\d+", prose) if number in "".join(printed)}
+
+
+def given_away(notebook):
+    """Cells of a solved notebook whose output answers what the text before them asks, and which are not marked `guess`.
+
+    A question is open until the first output, and where its section has folded answers, until that behind the last.
+    """
+    sections = [[]]
+    for cell in notebook.cells:
+        for part in [cell] if cell.cell_type == "code" else re.split("^(?=## )", cell.source, flags=re.M):
+            if isinstance(part, str) and part.startswith("## "):
+                sections.append([])
+            if isinstance(part, str) or part.outputs:
+                sections[-1].append(part)
+    for section in sections:
+        last = max((i for i, part in enumerate(section) if isinstance(part, str) and FOLDED.search(part)), default=0)
+        asked = False
+        for i, part in enumerate(section):
+            if isinstance(part, str):
+                asked = asked or bool(ASKS.search(part))
+            elif asked:
+                if "guess" not in tags(part):
+                    yield part.id
+                asked = i < last
 
 
 def broken_links(file):
@@ -104,46 +131,41 @@ def test_every_variant_runs_and_the_checkers_say_what_they_should(path):
 
 @every_lesson
 def test_a_source_follows_the_rules(path):
-    assert not list(problems(build.read(path)))
+    assert not list(problems(read(path)))
 
 
 @every_lesson
 @pytest.mark.parametrize("solved", [False, True], ids=["student", "solved"])
 def test_a_product_is_fresh_small_and_executed(path, solved):
-    lesson = build.read(path)
+    lesson = read(path)
     file = lesson.product(solved)
     assert not build.is_stale(lesson, solved), f"python lessons/build.py {lesson.name}"
     assert file.stat().st_size <= build.LARGEST
     notebook = nbformat.read(file, as_version=4)
     nbformat.validate(notebook)
-    assert not any(build.tag(cell) == "wrong" for cell in notebook.cells)
+    assert not any(role(cell) == "wrong" for cell in notebook.cells)
     assert all(set(found) == {"ok" if solved else "todo"} for found in verdicts(notebook))
     assert any("image/png" in o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", []))
     assert not broken_links(file)
     assert not repeated_numbers(notebook)
 
 
+@every_lesson
+def test_what_the_reader_is_to_guess_is_marked_and_shown_in_the_solved_notebook_only(path):
+    student, solved = (nbformat.read(read(path).product(answers), as_version=4) for answers in (False, True))
+    assert not list(given_away(solved))
+    for notebook, shown in ((student, False), (solved, True)):
+        assert all(bool(cell.outputs) == shown for cell in notebook.cells if "guess" in tags(cell))
+
+
 def test_the_page_of_the_course_is_fresh():
-    assert build.PAGE.read_text(encoding="utf-8") == build.page([build.read(path) for path in SOURCES])
+    assert build.PAGE.read_text(encoding="utf-8") == build.page([read(path) for path in SOURCES])
     assert not broken_links(build.PAGE)
 
 
 def test_no_product_is_without_a_source():
     names = {path.stem for path in SOURCES}
     assert {file.stem for file in LESSONS.rglob("*.ipynb") if ".ipynb_checkpoints" not in file.parts} == names
-
-
-def test_building_gives_the_product_to_the_bit_but_for_pictures_and_roundings():
-    """In a kernel, where a learner runs it. Another library version draws and rounds otherwise; the rest is the same."""
-    lesson = build.read(FIRST)
-    built = build.executed(build.notebook(lesson, True), lesson.product(True).parent)
-    kept = nbformat.read(lesson.product(True), as_version=4)
-    assert verdicts(built) == verdicts(kept)
-    for notebook in (built, kept):
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs = [output.output_type for output in cell.outputs]
-    assert built == kept
 
 
 # the builder
@@ -175,15 +197,15 @@ def written(folder, edit=lambda text: text):
 
 
 def test_each_variant_has_one_answer(tmp_path):
-    cells = build.read(written(tmp_path)).cells[1:]
+    cells = read(written(tmp_path)).cells[1:]
 
-    def sources(*answer):
-        return [cell.source for cell in build.variant(cells, *answer)]
+    def texts(*answer):
+        return [cell.source for cell in variant(cells, *answer)]
 
-    assert sources("exercise") == ["stub", "check"]
-    assert sources("solution") == ["right", "check"]
-    assert sources("wrong") == ["first", "check"]
-    assert sources("wrong", 1) == sources("wrong", 2) == ["second", "check"]
+    assert texts("exercise") == ["stub", "check"]
+    assert texts("solution") == ["right", "check"]
+    assert texts("wrong") == ["first", "check"]
+    assert texts("wrong", 1) == texts("wrong", 2) == ["second", "check"]
 
 
 def test_minutes_count_what_a_reader_reads_and_does():
@@ -196,12 +218,12 @@ def test_minutes_count_what_a_reader_reads_and_does():
     cells = [cell("word " * 1500, "markdown"), cell("line\n" * 200)]
     answers = [cell("line\n" * 1000, tags=[name]) for name in ("solution", "wrong")]
     exercise = cell("stub", tags=["exercise"])
-    lesson = build.Lesson("01_x", [*cells, exercise, exercise, *answers], "t", "t", "b", [], [], [], {})
+    lesson = Lesson("01_x", [*cells, exercise, exercise, *answers], "t", "t", "b", [], [], [], {})
     assert (lesson.reading, lesson.practice) == (20, 15)
 
 
 def test_links_lead_to_the_same_place_from_both_notebooks(tmp_path):
-    lesson = build.read(written(tmp_path))
+    lesson = read(written(tmp_path))
     student, solved = build.notebook(lesson, False), build.notebook(lesson, True)
     assert student.cells[1].source == "[a](../tinymoe/tree.py) [b](https://example.org)"
     assert solved.cells[2].source == "[a](../../tinymoe/tree.py) [b](https://example.org)"
@@ -210,7 +232,8 @@ def test_links_lead_to_the_same_place_from_both_notebooks(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('tags=["solution"]', 'tags=["solved"]', "cells tagged exercise, solution, wrong"),
+        ('tags=["solution"]', "", "cells tagged exercise, solution, wrong"),
+        ('tags=["solution"]', 'tags=["solved"]', r"\['solved'\] are no tags of a cell"),
         ('# %% tags=["check"]\ncheck\n', "", "cells tagged exercise, solution, wrong"),
         ("builds:", "makes:", "it must have"),
         ("tinymoe/gradcheck/slopes.py", "tinymoe/slope.py", "do not exist"),
@@ -222,14 +245,14 @@ def test_a_wrong_source_is_refused(tmp_path, old, new, said):
         return text.replace(old, new)
 
     with pytest.raises(ValueError, match=said):
-        build.read(written(tmp_path, edit))
+        read(written(tmp_path, edit))
 
 
 def test_unknown_rows_and_terms_brought_in_twice_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no row 'M99'"):
-        build.page([build.read(written(tmp_path, lambda text: text.replace("[M7]", "[M99]")))])
+        build.page([read(written(tmp_path, lambda text: text.replace("[M7]", "[M99]")))])
     with pytest.raises(ValueError, match="'weight' is a term of lesson 1 and of 77"):
-        build.page([build.read(FIRST), build.read(written(tmp_path))])
+        build.page([read(FIRST), read(written(tmp_path))])
 
 
 @pytest.mark.parametrize(
@@ -244,9 +267,9 @@ def test_outputs_that_no_product_may_have_are_refused(name, text):
 
 
 def test_an_edited_product_is_stale(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "LESSONS", tmp_path)
+    monkeypatch.setattr("source.LESSONS", tmp_path)
     (tmp_path / "solutions").mkdir()
-    lesson = build.Lesson("01_x", [], "t", "t", "b", [], [], [], {})
+    lesson = Lesson("01_x", [], "t", "t", "b", [], [], [], {})
     assert build.is_stale(lesson, True)  # missing
     product = build.notebook(lesson, True)
     nbformat.write(product, lesson.product(True))
@@ -275,7 +298,7 @@ def test_a_broken_rule_is_found(tmp_path, old, new, said):
     assert old in text
     path = tmp_path / FIRST.name
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
-    assert any(said in problem for problem in problems(build.read(path)))
+    assert any(said in problem for problem in problems(read(path)))
 
 
 def test_numbers_repeated_in_prose_are_found():
@@ -287,6 +310,26 @@ def test_numbers_repeated_in_prose_are_found():
     ]
     assert repeated_numbers(nbformat.v4.new_notebook(cells=cells)) == {"0.337"}
     assert not repeated_numbers(nbformat.v4.new_notebook(cells=[cells[0], cells[2]]))
+
+
+def test_an_output_that_gives_away_what_is_asked_is_found():
+    def text(source):
+        return nbformat.v4.new_markdown_cell(source)
+
+    def code(name, *marks, shown=True):
+        outputs = [nbformat.v4.new_output("stream", text="5")] * shown
+        return nbformat.v4.new_code_cell("f()", id=name, metadata={"tags": list(marks)}, outputs=outputs)
+
+    def found(*cells):
+        return list(given_away(nbformat.from_dict({"cells": cells})))
+
+    answer = text("<details><summary>The bug</summary>")
+    bug, end = text("## Code\n\n## Spot the bug"), text("## Exercises")
+    assert found(text("## Code\n\nGuess before you run."), code("silent", shown=False), code("a"), code("b")) == ["a"]
+    assert found(text("Guess first."), code("a", "guess"), code("b"), end, code("c")) == []
+    assert found(bug, code("a", "guess"), code("b"), answer, code("c"), code("d"), end, code("e")) == ["b", "c"]
+    assert found(bug, code("a"), answer, answer, code("b", "guess"), text("The museum."), code("c"), end) == ["a"]
+    assert found(text("## Code"), code("a"), answer, code("b")) == []
 
 
 @pytest.mark.parametrize(
@@ -308,7 +351,7 @@ def test_a_rehearsal_finds_verdicts_that_are_wrong(tmp_path, planted, said):
             text = text.replace(f"\n{name}\n", f"\nmark = {mark!r}\n")
         return text.replace("\ncheck\n", "\nprint(mark)\n")
 
-    assert list(rehearse(build.read(written(tmp_path, edit)))) == [f"77_small, {problem}" for problem in said]
+    assert list(rehearse(read(written(tmp_path, edit)))) == [f"77_small, {problem}" for problem in said]
 
 
 # the checker of exercises
