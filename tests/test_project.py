@@ -1,4 +1,4 @@
-"""What stands around the code: one version, links and names that lead somewhere."""
+"""What stands around the code: one version, links and names that lead somewhere, a workflow that has nothing of its own."""
 
 import re
 from pathlib import Path
@@ -23,6 +23,10 @@ def test_type_checkers_are_told_that_the_package_has_types():
     assert (Path(tinymoe.__file__).parent / "py.typed").is_file()
 
 
+def test_the_workflow_only_runs_what_anybody_can_run():
+    assert re.findall(r"run: (.+)", read(".github/workflows/ci.yml")) == ["bash .ci/run"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
@@ -32,5 +36,5 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_are_there(page):
     """In code quotes, from the project's root, in full."""
-    names = re.findall(r"`((?:tinymoe|tests|lessons|docs)/[\w./]*)`", page.read_text(encoding="utf-8"))
+    names = re.findall(r"`((?:tinymoe|tests|lessons|docs|\.ci)/[\w./]*)`", page.read_text(encoding="utf-8"))
     assert not [name for name in names if not (PROJECT / name).exists()]
