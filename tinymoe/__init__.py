@@ -8,9 +8,12 @@ Axes, in shapes: B sequences · T positions · N = B·T rows (tokens) · D model
 P width per head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from .estimator.estimator import SparseMoeModel as SparseMoeModel
+
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -64,7 +64,8 @@ def with_role(tree: Any, role: str) -> list[str]:
 
 def values_of(tree: Any) -> dict[str, np.ndarray]:
     """The numbers that are trained, by dotted name: an array itself, of a sparse matrix its stored values (nnz,)."""
-    return {name: leaf.data if isinstance(leaf, Sparse) else leaf for name, leaf in named(tree).items()}
+    leaves: dict[str, Any] = named(tree)
+    return {name: leaf.data if isinstance(leaf, Sparse) else leaf for name, leaf in leaves.items()}
 
 
 def with_values(tree: Tree, numbers: Mapping[str, np.ndarray]) -> Tree:

@@ -61,7 +61,7 @@ class VisionConfig:
         for name in ("width", "heads", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if len(self.image) != 3 or min(self.image) < 1:
+        if min(self.image, default=0) < 1 or len(self.image) != 3:
             raise ValueError(
                 f"image is {self.image}; it must be three numbers, each at least 1: height, width, channels"
             )

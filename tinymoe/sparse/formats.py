@@ -187,7 +187,7 @@ class CSR(Sparse):
             entries: slice | Array = slice(int(indptr[0]), int(indptr[-1]))
             indptr = indptr - indptr[0]
         else:
-            if not isinstance(rows, (slice, list, np.ndarray)) or np.ndim(rows) > 1:  # type: ignore[arg-type]
+            if np.ndim(rows) > 1 or not isinstance(rows, (slice, list, np.ndarray)):  # type: ignore[arg-type]
                 raise TypeError("index a CSR by a slice or a list of rows; A.row(i) gives the entries of a row.")
             chosen = np.arange(self.shape[0])[rows]
             entries = entries_of(self.indptr, chosen)

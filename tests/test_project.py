@@ -1,0 +1,40 @@
+"""What stands around the code: one version, links and names that lead somewhere, a workflow that has nothing of its own."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import tinymoe
+
+PROJECT = Path(__file__).parent.parent
+PAGES = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
+
+
+def read(name):
+    return (PROJECT / name).read_text(encoding="utf-8")
+
+
+def test_there_is_one_version():
+    assert re.findall(r"^version: (.+)$", read("CITATION.cff"), re.M) == [tinymoe.__version__]
+
+
+def test_type_checkers_are_told_that_the_package_has_types():
+    assert (Path(tinymoe.__file__).parent / "py.typed").is_file()
+
+
+def test_the_workflow_only_runs_what_anybody_can_run():
+    assert re.findall(r"run: (.+)", read(".github/workflows/ci.yml")) == ["bash .ci/run"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page):
+    """In code quotes, from the project's root, in full."""
+    names = re.findall(r"`((?:tinymoe|tests|lessons|docs|\.ci)/[\w./]*)`", page.read_text(encoding="utf-8"))
+    assert not [name for name in names if not (PROJECT / name).exists()]
