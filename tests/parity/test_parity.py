@@ -61,11 +61,6 @@ def cross_entropy(logits, targets):
     return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum") / max(int((targets != -100).sum()), 1)
 
 
-def top_k_gate(logits, k, renormalize=True):
-    weights, indices = torch.softmax(logits, -1).topk(k)
-    return (weights / weights.sum(-1, keepdim=True) if renormalize else weights), indices
-
-
 def load_balance(logits, indices):
     n, n_experts = logits.shape
     share = F.one_hot(indices, n_experts).sum((0, 1)).double() / max(indices.numel(), 1)
@@ -83,7 +78,7 @@ def for_groups(function, x, *weights, counts, **options):
 
 def moe(x, router, *weights, k, renormalize, activation):
     logits = x @ router
-    gates, indices = top_k_gate(logits, k, renormalize)
+    gates, indices = torch_gates.top_k_gate(logits, k, renormalize)
     y = torch.zeros_like(x)
     for e, of_expert in enumerate(zip(*weights, strict=True)):
         visits = indices == e  # (N, K)
@@ -133,7 +128,7 @@ REFERENCES = {
     ops.experts: partial(for_groups, expert),
 }
 SAME_NAME = [F.relu, torch.sigmoid, torch.tanh, F.silu, F.embedding]
-SAME_NAME += [cross_entropy, rotary, causal_attention, top_k_gate, combine, load_balance, moe]
+SAME_NAME += [cross_entropy, rotary, causal_attention, combine, load_balance, moe]
 REFERENCES |= {getattr(ops, function.__name__): function for function in SAME_NAME}
 
 

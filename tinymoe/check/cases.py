@@ -93,12 +93,6 @@ def _attention(normal: Any) -> Iterator[Case]:
 
 
 def _routing(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
-    for k in (1, 2, 5):
-        for renormalize in (True, False):
-            name = f"top-{k}" + (", renormalised" if renormalize else "")
-            yield Case(name, ops.top_k_gate, (normal((6, 5)), k, renormalize))
-    yield Case("no rows", ops.top_k_gate, (normal((0, 5)), 2))
-
     for name, indices, n_experts, *kept in _choices(rng):
         assignment = group_by_expert(indices, n_experts, *kept)
         (n, k), m = indices.shape, len(assignment.order)

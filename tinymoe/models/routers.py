@@ -184,7 +184,7 @@ def gate(logits, spread, p: Router, config: LanguageConfig, at: Situation):
     else:
         k = config.experts if kind == "dense" else k
         options = {"renormalize": config.renormalize and k > 1, "scale": scale}
-        (weights, indices), gate_back = ops.scaled_top_k_gate(logits, k, **options)
+        (weights, indices), gate_back = ops.top_k_gate(logits, k, **options)
 
     def backward(dweights, dload):
         return gate_back(dweights, dload) if kind == "noisy" else gate_back(dweights)

@@ -10,8 +10,8 @@ is written to, and a `backward` can be called again.
 Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads · P width per
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
-Reading order: pointwise, linear, norm, softmax, positions, shift, attention, cross, recurrent, scores, routing, gates,
-shared_gates, capacity, balance, sparse, experts, moe, soft, likelihood, distillation.
+Reading order: pointwise, linear, norm, softmax, positions, shift, attention, cross, recurrent, scores, top_k_gate,
+gates, shared_gates, routing, capacity, balance, sparse, experts, moe, soft, likelihood, distillation.
 """
 
 from .attention import causal_attention
@@ -29,7 +29,7 @@ from .capacity import PRIORITIES, capacity, keep_within_capacity, renormalize_ke
 from .cross import full_attention, fuse_additive, fuse_prefix, text_rows
 from .distillation import distillation
 from .experts import experts, grouped_linear
-from .gates import gshard_gate, noisy_top_k_gate, scaled_top_k_gate, sigmoid_gate, top_k_softmax
+from .gates import gshard_gate, noisy_top_k_gate, sigmoid_gate, top_k_softmax
 from .likelihood import cross_entropies, half_squared_errors, mixture_likelihood
 from .linear import embedding, linear
 from .moe import Routing, moe, routed_experts
@@ -37,7 +37,7 @@ from .norm import layer_norm, rms_norm
 from .pointwise import dropout, gelu, gelu_exact, relu, sigmoid, silu, softplus, tanh
 from .positions import add_positions, rotary, sinusoidal
 from .recurrent import gru, lstm, rnn
-from .routing import Assignment, combine, dispatch, group_by_expert, top_k_gate
+from .routing import Assignment, combine, dispatch, group_by_expert
 from .scores import cast, cosine_scores, jitter, mlp_scores
 from .shared_gates import base_gate, expert_choice_gate, hash_table, partition_table, sinkhorn_gate, table_gate
 from .shift import token_shift
@@ -52,6 +52,7 @@ from .sparse import (
     sparse_linear,
     sparse_matmul,
 )
+from .top_k_gate import choose, pick, top_k_gate
 
 OPERATIONS = (
     relu,
@@ -87,9 +88,9 @@ OPERATIONS = (
     mlp_scores,
     jitter,
     cast,
+    pick,
     top_k_gate,
     top_k_softmax,
-    scaled_top_k_gate,
     gshard_gate,
     noisy_top_k_gate,
     sigmoid_gate,
@@ -124,6 +125,7 @@ __all__ = [
     "Routing",
     "bias_update",
     "capacity",
+    "choose",
     "combine_matrix",
     "dispatch_matrix",
     "expert_shares",

@@ -8,7 +8,8 @@ from .balance import load_balance
 from .experts import experts
 from .linear import linear
 from .pointwise import relu
-from .routing import combine, dispatch, group_by_expert, top_k_gate
+from .routing import combine, dispatch, group_by_expert
+from .top_k_gate import top_k_gate
 
 
 class Routing(NamedTuple):

@@ -1,4 +1,4 @@
-"""Choosing experts: the top-k gate, the sort that groups tokens by expert, and the way there and back.
+"""The way to the experts and back: the sort that groups tokens by expert, dispatch and combine.
 
 A routing decision is a sparse matrix of experts × tokens. Sorted by expert it is in CSR form: `counts` gives the
 row lengths, `tokens` the column indices, the gate weights are the data. Dispatch is its product with x, combine
@@ -9,44 +9,6 @@ and backward, and no scatter-add is needed.
 from typing import NamedTuple
 
 import numpy as np
-
-
-def top_k_gate(logits, k, renormalize=True):
-    """Choose each token's k best experts and weigh them.
-
-        p = softmax(logits)        S = the k largest (ties go to the lowest index)
-        renormalize:  w_i = p_i / Σ_{j∈S} p_j     dlogits_i = w_i (dw_i − Σ_{j∈S} dw_j w_j) for i∈S, exactly 0 else
-        otherwise:    w_i = p_i                   dlogits_j = p_j (dw_j 1[j∈S] − Σ_{i∈S} dw_i p_i) for all j
-
-    The choice itself has no gradient: it is constant almost everywhere and jumps at ties. With k = 1 renormalised
-    weights are all 1 and the router learns nothing from them.
-
-    logits   (N, E)
-    weights  (N, K)
-    indices  (N, K)  int, best first
-
-    Raises ValueError unless 1 ≤ k ≤ E.
-    Source: Shazeer et al. 2017, eq. 3–5; Jiang et al. 2024 (Mixtral) §2.1; Fedus et al. 2021 eq. 1–2 (k = 1, not
-    renormalised); the untitled document on the 稀疏门控 (sparse gate), §3.1 and §4: A = TopK(W, K).
-    """
-    n_experts = logits.shape[1]
-    if not 1 <= k <= n_experts:
-        raise ValueError(f"top-k is {k}; it must lie between 1 and the number of experts, {n_experts}")
-    indices = np.argsort(-logits.real, axis=1, kind="stable")[:, :k]
-    e = np.exp(logits - logits.real.max(1, keepdims=True))
-    chosen = np.take_along_axis(e, indices, 1)
-    total = chosen.sum(1, keepdims=True) if renormalize else e.sum(1, keepdims=True)  # (N, 1)
-    weights = chosen / total
-
-    def backward(dweights):
-        inner = (dweights * weights).sum(1, keepdims=True)
-        dlogits = np.zeros(e.shape, e.dtype) if renormalize else -inner * e / total
-        here = np.take_along_axis(dlogits, indices, 1)
-        dchosen = weights * (dweights - inner) if renormalize else here + weights * dweights
-        np.put_along_axis(dlogits, indices, dchosen, 1)
-        return (dlogits,)
-
-    return (weights, indices), backward
 
 
 class Assignment(NamedTuple):

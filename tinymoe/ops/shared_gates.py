@@ -10,9 +10,9 @@ all if it is to be honest about what comes next.
 
 import numpy as np
 
-from .gates import choose, pick
 from .pointwise import sigmoid
 from .softmax import softmax
+from .top_k_gate import choose, pick
 
 
 def sinkhorn_gate(logits, k, *, balanced=True, tolerance=1e-4, iterations=100):
