@@ -10,11 +10,11 @@ is written to, and a `backward` can be called again.
 Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads · P width per
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
-Reading order: pointwise, linear, norm, softmax, positions, shift, attention, cross, recurrent, scores, top_k_gate,
+Reading order: pointwise, linear, norm, softmax, positions, shift, attention, fusion, recurrent, scores, top_k_gate,
 gates, shared_gates, routing, capacity, balance, sparse, experts, moe, soft, likelihood, distillation.
 """
 
-from .attention import causal_attention
+from .attention import causal_attention, full_attention
 from .balance import (
     bias_update,
     device_balance,
@@ -26,9 +26,9 @@ from .balance import (
     z_loss,
 )
 from .capacity import PRIORITIES, capacity, keep_within_capacity, renormalize_kept
-from .cross import full_attention, fuse_additive, fuse_prefix, text_rows
 from .distillation import distillation
 from .experts import experts, grouped_linear
+from .fusion import fuse_additive, fuse_prefix, text_rows
 from .gates import gshard_gate, noisy_top_k_gate, sigmoid_gate, top_k_softmax
 from .likelihood import cross_entropies, half_squared_errors, mixture_likelihood
 from .linear import embedding, linear
