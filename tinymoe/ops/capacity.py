@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from .masks import as_mask
 from .routing import group_by_expert
 
 PRIORITIES = {
@@ -57,8 +58,7 @@ def keep_within_capacity(
     """
     if capacity < 0:
         raise ValueError(f"the capacity is {capacity}; it can't be negative")
-    asked = np.ones(indices.shape, bool) if kept is None else kept
-    asked = asked if mask is None else asked & mask[:, None]
+    asked = as_mask(indices.shape, kept, mask)
     queue = waiting_line(asked, priority, weights, rng)
     standing = [a.reshape(-1)[queue][:, None] for a in (indices, asked)]
     grouped = group_by_expert(standing[0], n_experts, standing[1])  # by expert, in the order of the queue

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .masks import as_mask
+
 
 class Assignment(NamedTuple):
     """Tokens grouped by expert. Assignment m = n·K + j is the j-th choice of token n; M of the N·K are kept."""
@@ -25,10 +27,10 @@ def group_by_expert(indices, n_experts, kept=None):
 
     kept  (N, K) bool: the assignments that are carried out, such as those within an expert's capacity; None for all
     """
-    flat = indices.reshape(-1) if kept is None else np.where(kept, indices, n_experts).reshape(-1)
+    flat = np.where(as_mask(indices.shape, kept), indices, n_experts).reshape(-1)
     order = np.argsort(flat, kind="stable")  # dropped assignments stand last, behind all experts
     counts = np.bincount(flat, minlength=n_experts)[:n_experts]
-    m = len(flat) if kept is None else int(counts.sum())
+    m = counts.sum()
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
     return Assignment(order[:m], np.minimum(inverse, m), order[:m] // indices.shape[1], counts)
@@ -79,7 +81,7 @@ def combine(rows, weights, assignment):
     0.6·10 + 0.4·20 is 14 (it prints 16).
     """
     kept = assignment.inverse.reshape(weights.shape) < len(rows)
-    gates = weights if kept.all() else np.where(kept, weights, 0)  # since 0 · NaN would be NaN
+    gates = np.where(kept, weights, 0)  # since 0 · NaN would be NaN
     by_token = home(rows, assignment.inverse).reshape(*weights.shape, rows.shape[1])  # (N, K, D)
     y = (gates[:, None] @ by_token)[:, 0]
 
