@@ -18,8 +18,7 @@ import numpy as np
 
 from .. import ops
 from ..data.rows import Rows
-from ..ops.likelihood import cross_entropies, half_squared_errors, mixture_likelihood
-from ..ops.top_k_gate import pick
+from ..ops import cross_entropies, half_squared_errors, mixture_likelihood, pick
 from ..optim.trainer import Objective
 from ..tree import leaf
 

@@ -30,7 +30,7 @@ from .distillation import distillation
 from .experts import experts, grouped_linear
 from .fusion import fuse_additive, fuse_prefix, text_rows
 from .gates import gshard_gate, noisy_top_k_gate, sigmoid_gate, top_k_softmax
-from .likelihood import cross_entropies, half_squared_errors, mixture_likelihood
+from .likelihood import half_squared_errors, mixture_likelihood
 from .linear import embedding, linear
 from .moe import Routing, moe, routed_experts
 from .norm import layer_norm, rms_norm
@@ -42,7 +42,7 @@ from .scores import cast, cosine_scores, jitter, mlp_scores
 from .shared_gates import base_gate, expert_choice_gate, hash_table, partition_table, sinkhorn_gate, table_gate
 from .shift import token_shift
 from .soft import soft_moe, soft_routing
-from .softmax import cross_entropy, log_sum_exp, softmax
+from .softmax import cross_entropies, cross_entropy, log_sum_exp, softmax
 from .sparse import (
     combine_matrix,
     dispatch_matrix,
