@@ -32,18 +32,6 @@ def test_gradient_by_complex_step(case):
     assert report.ok, report
 
 
-def test_every_operation_of_these_files_has_a_case():
-    found = {
-        f
-        for m in (sys.modules["tinymoe.ops.top_k_gate"], scores, gates, shared_gates, soft)
-        for f in vars(m).values()
-        if getattr(f, "__module__", "") == m.__name__
-    }
-    without_gradient = {ops.choose, gates.limit_groups, shared_gates.sinkhorn, shared_gates.balanced_assignment}
-    without_gradient |= {shared_gates.table_gate, shared_gates.hash_table, shared_gates.partition_table}
-    assert found - without_gradient == {case.operation for case in CASES}
-
-
 # Gates that decide for each token alone, with everything that is random left out.
 ROWWISE = {
     "softmax of the chosen": lambda z: gates.top_k_softmax(z, 2),

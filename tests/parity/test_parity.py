@@ -76,17 +76,36 @@ def for_groups(function, x, *weights, counts, **options):
     return torch.cat([function(*part, **options) for part in zip(x.split(counts.tolist()), *weights, strict=True)])
 
 
-def moe(x, router, *weights, k, renormalize, activation):
+def top_k_route(x, router, k, renormalize=True):
     logits = x @ router
     gates, indices = torch_gates.top_k_gate(logits, k, renormalize)
+    counts = indices.flatten().bincount(minlength=router.shape[1])
+    return gates, load_balance(logits, indices), (logits.detach(), indices, gates.detach(), counts, None)
+
+
+def tight_route(x, router, k, room):
+    gates, balance, routing = top_k_route(x, router, k)
+    kept = ops.keep_within_capacity(routing[1].numpy(), router.shape[1], room)
+    return gates, balance, (*routing[:-1], torch.from_numpy(kept))
+
+
+def moe_layer(x, router, *weights, route, activation):
+    """`route` is a partial of one of the library's, and stands for the function of its name here."""
+    gates, balance, routing = {"top_k_route": top_k_route, "tight_route": tight_route}[route.func.__name__](
+        x, router, **route.keywords
+    )
+    _, indices, _, _, kept = routing
     y = torch.zeros_like(x)
     for e, of_expert in enumerate(zip(*weights, strict=True)):
-        visits = indices == e  # (N, K)
+        visits = indices == e if kept is None else (indices == e) & kept  # (N, K)
         rows = visits.any(-1).nonzero()[:, 0]
         gate = gates.where(visits, 0.0).sum(-1)[rows, None]
         y = y.index_add(0, rows, gate * expert(x[rows], *of_expert, activation=activation))
-    counts = indices.flatten().bincount(minlength=router.shape[1])
-    return y, load_balance(logits, indices), (logits.detach(), indices, gates.detach(), counts, None)
+    return y, balance, routing
+
+
+def moe(*inputs, k, renormalize, activation):
+    return moe_layer(*inputs, route=partial(ops.top_k_route, k=k, renormalize=renormalize), activation=activation)
 
 
 def combine(rows, weights, assignment):
@@ -116,6 +135,7 @@ REFERENCES = {
     ops.gelu: partial(F.gelu, approximate="tanh"),
     ops.gelu_exact: F.gelu,
     ops.dropout: lambda x, keep, rate: x.where(keep, 0.0) / (1 - rate),
+    ops.without_padding: lambda x, real: x.where(real[:, None], 0.0),
     ops.linear: lambda x, weight, bias=None: F.linear(x, weight.T, bias),
     ops.rms_norm: lambda x, gain: F.rms_norm(x, gain.shape, gain, 1e-6),
     ops.layer_norm: lambda x, gain, bias: F.layer_norm(x, gain.shape, gain, bias, 1e-5),
@@ -128,7 +148,7 @@ REFERENCES = {
     ops.experts: partial(for_groups, expert),
 }
 SAME_NAME = [F.relu, torch.sigmoid, torch.tanh, F.silu, F.embedding]
-SAME_NAME += [cross_entropy, rotary, causal_attention, combine, load_balance, moe]
+SAME_NAME += [cross_entropy, rotary, causal_attention, combine, load_balance, moe, moe_layer, top_k_route]
 REFERENCES |= {getattr(ops, function.__name__): function for function in SAME_NAME}
 
 

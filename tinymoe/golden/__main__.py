@@ -328,7 +328,7 @@ def route_noisy(x: Array, given: Arrays, c: Convention) -> tuple[Arrays, Callabl
     of_expert, importance_back = importance(weights, indices, c.experts)
     importance_loss, of_importance_back = squared_variation(of_expert)
     load_loss, of_load_back = squared_variation(load)
-    results = {"logits": logits, "spread": spread, "load": load, "indices": indices, "weights": weights}
+    results: dict[str, Any] = {"logits": logits, "spread": spread, "load": load, "indices": indices, "weights": weights}
     results |= {"kept": np.ones(indices.shape, bool), "importance_loss": importance_loss, "load_loss": load_loss}
 
     def backward(dweights_of_y: Array) -> Arrays:

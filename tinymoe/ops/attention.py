@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 
+from ..types import Array, Backward
 
-def causal_attention(q, k, v):
+
+def causal_attention(q: Array, k: Array, v: Array) -> tuple[Array, Backward]:
     """Scaled dot-product attention with a causal mask and grouped key/value heads.
 
         s_ij = q_i · k_j / √P  for j ≤ i,  −∞ for j > i        a = softmax_j(s)        y_i = Σ_j a_ij v_j
@@ -26,7 +28,7 @@ def causal_attention(q, k, v):
     return _attention(q, k, v, np.tril(np.full((length, length), -np.inf, q.real.dtype), -1))  # keys after the query
 
 
-def full_attention(q, k, v):
+def full_attention(q: Array, k: Array, v: Array) -> tuple[Array, Backward]:
     """Scaled dot-product attention in which every query sees every key; grouped key/value heads.
 
         s_ij = q_i · k_j / √P  for all j; the rest, and the gradients, as in `causal_attention`

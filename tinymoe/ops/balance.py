@@ -13,13 +13,14 @@ gradient 0. How public systems' versions of the loss differ is in `tinymoe.syste
 
 import numpy as np
 
+from ..types import Array, Backward
 from .masks import as_mask, count, without_padding
 from .pointwise import sigmoid, softplus
 from .softmax import log_sum_exp, softmax
 from .top_k_gate import choose
 
 
-def load_balance(logits, indices, *, mask=None, shares=None):
+def load_balance(logits: Array, indices: Array, *, mask=None, shares=None) -> tuple[float, Backward]:
     """The load-balance loss in the scale of Switch and Megatron: 1 when all experts get the same.
 
         L = E Σ_i f_i P_i,     f_i = (number of assignments to i) / (N K),     P_i = mean_n p_ni,  p = softmax(logits)
@@ -71,7 +72,7 @@ def expert_shares(indices, n_experts, *, mask=None):
     return np.bincount(chosen.reshape(-1), minlength=n_experts) / max(chosen.size, 1)
 
 
-def device_balance(logits, indices, devices, *, mask=None):
+def device_balance(logits: Array, indices: Array, devices: Array, *, mask=None) -> tuple[float, Backward]:
     """Even out devices instead of experts, which may then differ within a device. 1 when all devices get the same.
 
         L = Σ_d f'_d P'_d,     f'_d = mean of E f_i over the experts i of device d,     P'_d = Σ_{i on d} P_i
@@ -92,7 +93,7 @@ def device_balance(logits, indices, devices, *, mask=None):
     return load_balance(logits, indices, mask=mask, shares=mean[devices])
 
 
-def sequence_balance(logits, k, batch, *, mask=None):
+def sequence_balance(logits: Array, k, batch, *, mask=None) -> tuple[float, Backward]:
     """Balance within each sequence, on sigmoid scores: 1 when every sequence uses all experts alike.
 
         s = sigmoid(logits)     s' = s / Σ_j s_j     f_i = E/(K T) (number of tokens with s_i among the K largest s)
@@ -136,7 +137,7 @@ def sequence_balance(logits, k, batch, *, mask=None):
     return loss, backward
 
 
-def importance(weights, indices, n_experts, *, mask=None):
+def importance(weights: Array, indices: Array, n_experts, *, mask=None) -> tuple[Array, Backward]:
     """How much gate weight each expert gets in a batch. Its `squared_variation` is the importance loss.
 
         imp_i = Σ_n w_ni        dweights_nj = dimp at i_nj
@@ -160,7 +161,7 @@ def importance(weights, indices, n_experts, *, mask=None):
     return imp, backward
 
 
-def squared_variation(v):
+def squared_variation(v: Array) -> tuple[float, Backward]:
     """Squared coefficient of variation: 0 when all are equal, E − 1 when one has everything.
 
         y = V / (m² + ε),     m = mean(v),     V = mean((v − m)²),     ε = 1e-10
@@ -185,7 +186,7 @@ def squared_variation(v):
     return y, backward
 
 
-def z_loss(logits, *, mask=None):
+def z_loss(logits: Array, *, mask=None) -> tuple[float, Backward]:
     """Mean square of the logarithm of the router's softmax denominator: keeps logits small, so that rounding stays so.
 
         L = mean_n (ln Σ_j exp(logits_nj))²        dlogits_nj = dL (2/N) lse_n softmax(logits_n)_j

@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 
+from ..types import Array, Backward
 from .masks import as_mask, count, without_padding
 from .softmax import log_sum_exp
 
 
-def distillation(logits, *, teacher, temperature=1.0, mask=None):
+def distillation(logits: Array, *, teacher: Array, temperature=1.0, mask=None) -> tuple[float, Backward]:
     """How far the student's probabilities are from the teacher's, both softened by a temperature: mean over rows.
 
         loss = T²/n Σ_n KL(q_n ‖ p_n),     q = softmax(teacher/T),  p = softmax(logits/T),  n = number of real rows

@@ -3,11 +3,12 @@
 import numpy as np
 
 from ..sparse import CSR
+from ..types import Array, Backward
 from .pointwise import relu
 from .sparse import grouped_sparse_linear
 
 
-def grouped_linear(x, weight, counts):
+def grouped_linear(x: Array, weight: Array, counts: Array) -> tuple[Array, Backward]:
     """A different linear map for each group of consecutive rows.
 
         y_r = x_r W_e  for the rows r of expert e        dx_r = dy_r W_eᵀ,   dW_e = Σ_{r of e} x_rᵀ dy_r
@@ -41,7 +42,7 @@ def grouped_linear(x, weight, counts):
     return y, backward
 
 
-def experts(x, up, down, gate=None, *, counts, activation=relu):
+def experts(x: Array, up, down, gate=None, *, counts, activation=relu) -> tuple[Array, Backward]:
     """Two-layer networks, or gated ones when `gate` is given. For the rows of expert e:
 
         y = h Down_e,   h = activation(u)        u = x Up_e                    (ReLU and GELU experts)

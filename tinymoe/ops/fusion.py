@@ -6,8 +6,10 @@ projection comes first (`models/vision.py`).
 
 import numpy as np
 
+from ..types import Array, Backward
 
-def fuse_prefix(features, text):
+
+def fuse_prefix(features: Array, text: Array) -> tuple[Array, Backward]:
     """Put a picture's rows in front of the text's, so that causal attention lets the text see the picture.
 
         y = [features, text]        dfeatures = dy[:, :R],   dtext = dy[:, R:]
@@ -28,7 +30,7 @@ def fuse_prefix(features, text):
     return y, backward
 
 
-def fuse_additive(features, text):
+def fuse_additive(features: Array, text: Array) -> tuple[Array, Backward]:
     """Add the mean of a picture's rows to every row of the text.
 
         y_bt = text_bt + 1/R Σ_r features_br        dfeatures_br = 1/R Σ_t dy_bt,   dtext = dy
@@ -55,7 +57,7 @@ def fuse_additive(features, text):
     return y, backward
 
 
-def text_rows(y, rows):
+def text_rows(y: Array, rows) -> tuple[Array, Backward]:
     """Take the text back from behind a prefix of R = `rows` rows.
 
         text = y[:, R:]        dy = [0, dtext]

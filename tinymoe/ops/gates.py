@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 
+from ..types import Array, Backward
 from .pointwise import sigmoid, softplus
 from .softmax import softmax
 from .top_k_gate import choose, pick, top_k_gate
@@ -20,7 +21,7 @@ from .top_k_gate import choose, pick, top_k_gate
 _erfc = np.frompyfunc(math.erfc, 1, 1)  # NumPy has none; erfc keeps its digits where erf rounds to −1
 
 
-def top_k_softmax(logits, k):
+def top_k_softmax(logits: Array, k) -> tuple[tuple[Array, Array], Backward]:
     """Choose first, then softmax over the chosen logits only: exactly `top_k_gate` renormalised, written the other way.
 
         S = the k largest        w_i = exp(z_i) / Σ_{j∈S} exp(z_j)
@@ -45,7 +46,7 @@ def top_k_softmax(logits, k):
     return (weights, indices), backward
 
 
-def gshard_gate(logits, *, uniforms=None, threshold=0.2):
+def gshard_gate(logits: Array, *, uniforms=None, threshold=0.2) -> tuple[tuple[Array, Array, Array], Backward]:
     """The best expert always, the second one with a probability that grows with its weight.
 
         w_1, w_2 = the two largest probabilities / (their sum + 1e-9)
@@ -71,7 +72,7 @@ def gshard_gate(logits, *, uniforms=None, threshold=0.2):
     return (weights, indices, kept), backward
 
 
-def noisy_top_k_gate(clean, spread, k, *, noise=None):
+def noisy_top_k_gate(clean: Array, spread: Array, k, *, noise=None) -> tuple[tuple[Array, Array, Array], Backward]:
     """Add noise whose size is learned, then choose; and say smoothly how many tokens each expert can expect.
 
         σ = softplus(spread) + 0.01        h = clean + noise ⊙ σ        weights, indices = top_k_softmax(h)
@@ -107,7 +108,7 @@ def noisy_top_k_gate(clean, spread, k, *, noise=None):
     return (weights, indices, load), backward
 
 
-def smooth_load(clean, noisy, sigma, k):
+def smooth_load(clean: Array, noisy: Array, sigma: Array, k) -> tuple[Array, Backward]:
     """How many tokens each expert would get if its own noise were drawn once more, all other noise staying.
 
         load_i = Σ_n Φ(u_ni),   u_ni = (clean_ni − τ_ni) / σ_ni,   Φ the normal distribution, φ its density
@@ -142,7 +143,7 @@ def smooth_load(clean, noisy, sigma, k):
     return load, backward
 
 
-def counted_load(clean, noisy, sigma, k):
+def counted_load(clean: Array, noisy: Array, sigma: Array, k) -> tuple[Array, Backward]:
     """The load as a plain count, for `noisy_top_k_gate` where nothing is left to chance; it has no gradient.
 
         load_i = number of tokens whose k largest noisy values include i        dclean = dnoisy = dσ = 0
@@ -160,7 +161,9 @@ def counted_load(clean, noisy, sigma, k):
     return load, backward
 
 
-def sigmoid_gate(logits, k, *, bias=None, groups=1, kept_groups=None, scale=1.0, normalize=True, eps=1e-20):
+def sigmoid_gate(
+    logits: Array, k, *, bias=None, groups=1, kept_groups=None, scale=1.0, normalize=True, eps=1e-20
+) -> tuple[tuple[Array, Array], Backward]:
     """Experts that don't compete by softmax: each has a score of its own, and a bias steers the choice alone.
 
         s = sigmoid(z)        S = the k largest s + bias, if `kept_groups` is given from a token's best groups only

@@ -6,10 +6,11 @@ own, and those that answer well are made responsible for more: they divide the t
 
 import numpy as np
 
+from ..types import Array, Backward
 from .softmax import log_sum_exp
 
 
-def half_squared_errors(outputs, targets):
+def half_squared_errors(outputs: Array, targets: Array) -> tuple[Array, Backward]:
     """Half the squared distance of each row from its target: −ln of a normal density of variance 1, less a constant.
 
         loss_m = ½ Σ_c (targets_mc − outputs_mc)²
@@ -31,7 +32,7 @@ def half_squared_errors(outputs, targets):
     return losses, backward
 
 
-def mixture_likelihood(scores, losses):
+def mixture_likelihood(scores: Array, losses: Array) -> tuple[float, Backward]:
     """The negative log-likelihood of a mixture: one of the experts made the row, chosen by the gate before it is seen.
 
         L = −1/N Σ_n ln Σ_j p_nj exp(−loss_nj),   p = softmax(scores)              what the gate believed: the prior

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ..types import Array, Backward
+
 
 def as_mask(shape, *masks):
     """All masks as one array of bools of this shape, (N,) or (N, K), so that no operation needs a case for None.
@@ -30,7 +32,7 @@ def count(mask):
     return max(int(mask.sum()), 1)
 
 
-def without_padding(x, real):
+def without_padding(x: Array, real: Array) -> tuple[Array, Backward]:
     """Zeros in the rows of padding, whatever stood there: it may be NaN.
 
         y_n = x_n  where real_n, else 0        dx_n = dy_n  where real_n, else 0

@@ -1,10 +1,11 @@
 """The sparse mixture-of-experts layer: route, dispatch, compute, combine."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..types import Array, Backward
 from .balance import load_balance
 from .experts import experts
 from .linear import linear
@@ -13,7 +14,19 @@ from .routing import combine, dispatch, group_by_expert
 from .top_k_gate import top_k_gate
 
 
-def moe(x, router, up, down, gate=None, *, k, renormalize=True, activation=relu):
+class Routing(NamedTuple):
+    """What a router decided; nothing here takes part in the gradient."""
+
+    logits: Array  # (N, E)
+    indices: Array  # (N, K) int
+    weights: Array  # (N, K)
+    counts: Array  # (E,) int, assignments per expert
+    kept: Array | None = None  # (N, K) bool, False for an assignment that is not carried out; None if all are
+
+
+def moe(
+    x: Array, router: Array, up: Array, down: Array, gate=None, *, k, renormalize=True, activation=relu
+) -> tuple[tuple[Array, float, Routing], Backward]:
     """Send each token to its k best experts and add up what they return: `moe_layer` with `top_k_route`.
 
         z = x R        w, S = top_k_gate(z)        balance = load_balance(z, S)
@@ -40,7 +53,9 @@ def moe(x, router, up, down, gate=None, *, k, renormalize=True, activation=relu)
     return moe_layer(x, router, up, down, gate, route=route, activation=activation)
 
 
-def moe_layer(x, router, up, down, gate=None, *, route, activation=relu):
+def moe_layer(
+    x: Array, router, up, down, gate=None, *, route, activation=relu
+) -> tuple[tuple[Array, float, Any], Backward]:
     """The layer with any router.
 
         w, loss, choice = route(x, router)        y_n = Σ_{j kept} w_nj expert_{i_nj}(x_n),   i, kept from the choice
@@ -71,17 +86,7 @@ def moe_layer(x, router, up, down, gate=None, *, route, activation=relu):
     return (y, loss, choice), backward
 
 
-class Routing(NamedTuple):
-    """What a router decided; nothing here takes part in the gradient."""
-
-    logits: np.ndarray  # (N, E)
-    indices: np.ndarray  # (N, K) int
-    weights: np.ndarray  # (N, K)
-    counts: np.ndarray  # (E,) int, assignments per expert
-    kept: np.ndarray | None = None  # (N, K) bool, False for an assignment that is not carried out; None if all are
-
-
-def top_k_route(x, router, k, renormalize=True):
+def top_k_route(x: Array, router: Array, k, renormalize=True) -> tuple[tuple[Array, float, Routing], Backward]:
     """The plain router: a dot product with each expert's column, the top-k gate, the load-balance loss.
 
         z = x R        w, S = top_k_gate(z)        balance = load_balance(z, S)
@@ -109,7 +114,9 @@ def top_k_route(x, router, k, renormalize=True):
     return (weights, balance, Routing(logits, indices, weights, counts)), backward
 
 
-def routed_experts(x, weights, up, down, gate=None, *, assignment, activation=relu):
+def routed_experts(
+    x: Array, weights: Array, up, down, gate=None, *, assignment, activation=relu
+) -> tuple[Array, Backward]:
     """The part of the layer behind the router.
 
         y_n = Σ_{j kept} w_nj o_nj,   o_nj = expert_{i_nj}(x_n)

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from ..types import Array, Backward
 
-def rms_norm(x, gain, eps=1e-6):
+
+def rms_norm(x: Array, gain: Array, eps=1e-6) -> tuple[Array, Backward]:
     """Scale each row to root-mean-square 1, then by a learned gain.
 
         n = x s,   s = 1 / √(mean(x²) + eps)        y = n ⊙ gain
@@ -28,7 +30,7 @@ def rms_norm(x, gain, eps=1e-6):
     return y, backward
 
 
-def layer_norm(x, gain, bias, eps=1e-5):
+def layer_norm(x: Array, gain: Array, bias: Array, eps=1e-5) -> tuple[Array, Backward]:
     """Shift and scale each row to mean 0 and variance 1, then by a learned gain and bias.
 
         n = (x − mean(x)) s,   s = 1 / √(var(x) + eps)        y = n ⊙ gain + bias

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..types import Array, Backward
 from .masks import as_mask
 
 
@@ -43,7 +44,7 @@ def home(rows, inverse):
     return rows[inverse]
 
 
-def dispatch(x, assignment):
+def dispatch(x: Array, assignment) -> tuple[Array, Backward]:
     """Copy every token once for each of its experts, grouped by expert.
 
         rows_m = x[tokens_m]        dx_n = Σ_j drows[inverse[nK + j]]
@@ -64,7 +65,7 @@ def dispatch(x, assignment):
     return rows, backward
 
 
-def combine(rows, weights, assignment):
+def combine(rows: Array, weights: Array, assignment) -> tuple[Array, Backward]:
     """Add up what a token's experts returned, each times its gate weight.
 
         y_n = Σ_j w_nj rows[inverse[nK + j]]

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from ..types import Array, Backward
 from .masks import count
 
 
-def softmax(x):
+def softmax(x: Array) -> tuple[Array, Backward]:
     """Turn each row of scores into probabilities.
 
         y_i = exp(x_i) / Σ_j exp(x_j)        dx = y ⊙ (dy − Σ_j dy_j y_j)
@@ -22,7 +23,7 @@ def softmax(x):
     return y, backward
 
 
-def log_sum_exp(x):
+def log_sum_exp(x: Array) -> tuple[Array, Backward]:
     """The logarithm of the softmax's denominator, a smooth maximum.
 
         y = ln Σ_j exp(x_j)        dx = dy softmax(x)
@@ -41,7 +42,7 @@ def log_sum_exp(x):
     return y, backward
 
 
-def cross_entropies(logits, targets, ignore_index=-100):
+def cross_entropies(logits: Array, targets: Array, ignore_index=-100) -> tuple[Array, Backward]:
     """The negative log-probability of each row's target, in nats; 0 for ignored targets.
 
         loss_n = −ln p_n[target_n],   p = softmax(logits)        dlogits_n = dloss_n (p_n − onehot(target_n)),  0 where ignored
@@ -73,7 +74,7 @@ def cross_entropies(logits, targets, ignore_index=-100):
     return losses, backward
 
 
-def cross_entropy(logits, targets, ignore_index=-100):
+def cross_entropy(logits: Array, targets: Array, ignore_index=-100) -> tuple[float, Backward]:
     """Mean negative log-probability of the targets, in nats; ignored targets count neither above nor below.
 
         loss = 1/n Σ_t loss_t,   the losses of `cross_entropies`,   n = number not ignored        dloss_t = dloss/n

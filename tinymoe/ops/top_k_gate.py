@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ..types import Array, Backward
+
 
 def choose(scores, k):
     """The indices (N, K) of the k largest of each row of scores (N, E), best first; ties go to the lowest index.
@@ -14,7 +16,7 @@ def choose(scores, k):
     return np.argsort(-scores.real, axis=1, kind="stable")[:, :k]
 
 
-def pick(scores, indices):
+def pick(scores: Array, indices: Array) -> tuple[Array, Backward]:
     """The scores of those that were chosen.
 
         chosen_nj = scores[n, indices_nj]        dscores[n, indices_nj] = dchosen_nj, 0 elsewhere
@@ -33,7 +35,7 @@ def pick(scores, indices):
     return chosen, backward
 
 
-def top_k_gate(logits, k, renormalize=True, *, eps=0.0, scale=1.0):
+def top_k_gate(logits: Array, k, renormalize=True, *, eps=0.0, scale=1.0) -> tuple[tuple[Array, Array], Backward]:
     """Choose each token's k best experts and weigh them.
 
         p = softmax(logits)        S = the k largest (ties go to the lowest index)
