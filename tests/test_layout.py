@@ -12,7 +12,7 @@ import tinymoe
 
 PACKAGE = Path(tinymoe.__file__).parent
 PROJECT = PACKAGE.parent
-LAYERS = ["errors", "options", "sparse", "ops", "tree", "gradcheck", "data", "optim", "models", "runs"]
+LAYERS = ["types", "errors", "options", "sparse", "ops", "tree", "gradcheck", "data", "optim", "models", "runs"]
 BUILT = ["estimator", "documents", "systems"]
 COMMANDS = ["check", "golden", "train", "evaluate", "recipes", "generate", "study", "bench"]
 ROOMS = [*LAYERS, *BUILT, *COMMANDS]  # of the package, each knowing only those before it

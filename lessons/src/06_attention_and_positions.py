@@ -4,7 +4,7 @@
 #     title: Attention and positions
 #     chinese: 注意力与位置
 #     builds: causal attention with heads and groups, three ways to say where a word stands, and all their gradients
-#     code: [tinymoe/ops/attention.py, tinymoe/ops/positions.py, tinymoe/ops/cross.py, tinymoe/models/blocks.py]
+#     code: [tinymoe/ops/attention.py, tinymoe/ops/positions.py, tinymoe/models/blocks.py]
 #     documents: [L5]
 #     papers:
 #       - "Vaswani et al. 2017, *Attention Is All You Need*, eq. 1 and §3.5"

@@ -4,7 +4,7 @@
 #     title: Top-k gates
 #     chinese: Top-k 稀疏门控
 #     builds: gates that choose experts for each token, by softmax, with noise or by sigmoid, and their sparse gradients
-#     code: [tinymoe/ops/routing.py, tinymoe/ops/gates.py, tinymoe/ops/scores.py, tinymoe/documents/sparse_gate.py]
+#     code: [tinymoe/ops/top_k_gate.py, tinymoe/ops/gates.py, tinymoe/ops/scores.py, tinymoe/documents/sparse_gate.py]
 #     documents: [M5, M6, M7, M8]
 #     papers:
 #       - "Shazeer et al. 2017, *Outrageously Large Neural Networks*, eq. 3–5 and appendix A"
@@ -594,9 +594,9 @@ def choose(scores, k):
 
 # %% tags=["check"]
 tied = np.array([[0.0, 2, 1, 2, 1], [1, 1, 1, 1, 1], [5, 4, 3, 2, 1], [1, 2, 3, 4, 5]])
-check_exercise(1, choose, tied, 3, like=gates.choose, gradients=False)
+check_exercise(1, choose, tied, 3, like=ops.choose, gradients=False)
 many_ties = np.random.default_rng(9).integers(0, 5, (8, 60)).astype(float)  # short rows are sorted stably anyway
-check_exercise(1, choose, many_ties, 30, like=gates.choose, gradients=False)
+check_exercise(1, choose, many_ties, 30, like=ops.choose, gradients=False)
 
 # %% [markdown]
 # ### 2 · A gate for K = 1

@@ -5,7 +5,7 @@
 #     chinese: 视觉与语言
 #     builds: a language model that looks at a picture and says what it shows, with experts shared by patches and letters
 #     code:
-#       - tinymoe/ops/cross.py
+#       - tinymoe/ops/fusion.py
 #       - tinymoe/models/vision.py
 #       - tinymoe/data/pictures/shapes.py
 #       - tinymoe/models/captions.py

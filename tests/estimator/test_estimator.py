@@ -12,7 +12,7 @@ from tinymoe import ops
 from tinymoe.estimator.estimator import SparseMoeClassifier, SparseMoeModel, SparseMoeRegressor
 from tinymoe.estimator.network import initialize, mixture_loss, network
 from tinymoe.gradcheck import check_gradients
-from tinymoe.ops.likelihood import cross_entropies, half_squared_errors, mixture_likelihood
+from tinymoe.ops import cross_entropies, half_squared_errors, mixture_likelihood
 from tinymoe.tree import named, with_leaves
 
 RNG = np.random.default_rng(3)

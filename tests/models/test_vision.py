@@ -15,7 +15,7 @@ from tinymoe.models.initialise import vision as new_vision
 from tinymoe.models.language import loss
 from tinymoe.models.parameters import Vision
 from tinymoe.models.vision import encode
-from tinymoe.ops.cross import full_attention, fuse_additive, fuse_prefix, text_rows
+from tinymoe.ops import full_attention, fuse_additive, fuse_prefix, text_rows
 from tinymoe.tree import named, with_leaves
 
 RNG = np.random.default_rng(8)

@@ -17,7 +17,7 @@ CASES = list(gate_cases(RNG.standard_normal, RNG, Case))
 
 def dense(weights, indices, n_experts):
     """(N, E): each weight at its expert."""
-    return gates.pick(np.zeros((len(weights), n_experts)), indices)[1](weights)[0]
+    return ops.pick(np.zeros((len(weights), n_experts)), indices)[1](weights)[0]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -32,23 +32,11 @@ def test_gradient_by_complex_step(case):
     assert report.ok, report
 
 
-def test_every_operation_of_these_files_has_a_case():
-    found = {
-        f
-        for m in (scores, gates, shared_gates, soft)
-        for f in vars(m).values()
-        if getattr(f, "__module__", "") == m.__name__
-    }
-    without_gradient = {gates.choose, gates.limit_groups, shared_gates.sinkhorn, shared_gates.balanced_assignment}
-    without_gradient |= {shared_gates.table_gate, shared_gates.hash_table, shared_gates.partition_table}
-    assert found - without_gradient == {case.operation for case in CASES}
-
-
 # Gates that decide for each token alone, with everything that is random left out.
 ROWWISE = {
     "softmax of the chosen": lambda z: gates.top_k_softmax(z, 2),
-    "eps and scale": lambda z: gates.scaled_top_k_gate(z, 3, eps=0.1, scale=2.0),
-    "raw": lambda z: gates.scaled_top_k_gate(z, 2, renormalize=False),
+    "eps and scale": lambda z: ops.top_k_gate(z, 3, eps=0.1, scale=2.0),
+    "raw": lambda z: ops.top_k_gate(z, 2, renormalize=False),
     "GShard": gates.gshard_gate,
     "noisy": lambda z: gates.noisy_top_k_gate(z, z, 2),
     "sigmoid": lambda z: gates.sigmoid_gate(z, 2),
@@ -104,16 +92,22 @@ def test_ties_go_to_the_lowest_index_and_float32_stays(gate):
 def test_softmax_before_and_after_the_choice_are_the_same_gate(k):
     logits, dweights = RNG.standard_normal((6, 5)), RNG.standard_normal((6, k))
     (weights, indices), backward = ops.top_k_gate(logits, k)
-    for other in (gates.top_k_softmax, gates.scaled_top_k_gate):
-        (w, i), other_back = other(logits, k)
-        np.testing.assert_array_equal(i, indices)
-        np.testing.assert_allclose(w, weights, rtol=1e-14)
-        np.testing.assert_allclose(other_back(dweights)[0], backward(dweights)[0], rtol=1e-12, atol=1e-15)
-    (weights, indices), backward = ops.top_k_gate(logits, k, renormalize=False)
-    (w, i), other_back = gates.scaled_top_k_gate(logits, k, renormalize=False)
+    (w, i), other_back = gates.top_k_softmax(logits, k)
     np.testing.assert_array_equal(i, indices)
     np.testing.assert_allclose(w, weights, rtol=1e-14)
     np.testing.assert_allclose(other_back(dweights)[0], backward(dweights)[0], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_weights_that_are_not_renormalised_are_picked_from_the_softmax(k):
+    logits, dweights = RNG.standard_normal((6, 5)), RNG.standard_normal((6, k))
+    (weights, indices), backward = ops.top_k_gate(logits, k, renormalize=False)
+    p, softmax_back = ops.softmax(logits)
+    w, pick_back = ops.pick(p, ops.choose(logits, k))
+    np.testing.assert_array_equal(indices, ops.choose(logits, k))
+    np.testing.assert_allclose(weights, w, rtol=1e-14)
+    expected = softmax_back(*pick_back(dweights))[0]
+    np.testing.assert_allclose(backward(dweights)[0], expected, rtol=1e-12, atol=1e-15)
 
 
 def test_who_learns_from_a_choice():
@@ -121,9 +115,9 @@ def test_who_learns_from_a_choice():
     logits = RNG.standard_normal((50, 7))
     for gate, learns in (
         (lambda z: gates.top_k_softmax(z, 3), False),
-        (lambda z: gates.scaled_top_k_gate(z, 3, scale=2.5), False),
-        (lambda z: gates.scaled_top_k_gate(z, 3, eps=1e-3), True),
-        (lambda z: gates.scaled_top_k_gate(z, 3, renormalize=False), True),
+        (lambda z: ops.top_k_gate(z, 3, scale=2.5), False),
+        (lambda z: ops.top_k_gate(z, 3, eps=1e-3), True),
+        (lambda z: ops.top_k_gate(z, 3, renormalize=False), True),
         (lambda z: gates.sigmoid_gate(z, 3), False),
         (lambda z: shared_gates.sinkhorn_gate(z, 1), False),
         (lambda z: shared_gates.sinkhorn_gate(z, 3), True),
@@ -141,8 +135,8 @@ def test_with_all_experts_chosen_the_weights_are_those_of_a_dense_mixture():
     p, s = ops.softmax(logits)[0], ops.sigmoid(logits)[0]
     for gate, expected in (
         (lambda z: gates.top_k_softmax(z, 5), p),
-        (lambda z: gates.scaled_top_k_gate(z, 5, scale=2.0), 2 * p),
-        (lambda z: gates.scaled_top_k_gate(z, 5, eps=0.25), p / 1.25),
+        (lambda z: ops.top_k_gate(z, 5, scale=2.0), 2 * p),
+        (lambda z: ops.top_k_gate(z, 5, eps=0.25), p / 1.25),
         (lambda z: gates.noisy_top_k_gate(z, z, 5), p),
         (lambda z: gates.sigmoid_gate(z, 5), s / s.sum(1, keepdims=True)),
         (lambda z: gates.sigmoid_gate(z, 5, normalize=False), s),
@@ -333,7 +327,7 @@ def test_a_soft_mixture_follows_the_order_of_tokens_and_sees_later_ones():
 def test_what_makes_no_sense_is_refused():
     z = np.zeros((2, 6))
     for k in (0, 7):
-        for gate in (gates.top_k_softmax, gates.scaled_top_k_gate, gates.sigmoid_gate, shared_gates.sinkhorn_gate):
+        for gate in (gates.top_k_softmax, ops.top_k_gate, gates.sigmoid_gate, shared_gates.sinkhorn_gate):
             with pytest.raises(ValueError, match=f"top-k is {k}"):
                 gate(z, k)
     with pytest.raises(ValueError, match="number of experts, 1"):

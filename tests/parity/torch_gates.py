@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 
 from tests.parity.pytorch import torch
+from tinymoe import ops
 from tinymoe.ops import gates, gelu, relu, scores, shared_gates, silu, soft
 
 F = torch.nn.functional
@@ -32,13 +33,13 @@ def top_k_softmax(logits, k):
     return torch.softmax(logits.masked_fill(outside, -torch.inf), -1).gather(1, indices), indices
 
 
-def scaled_top_k_gate(logits, k, *, eps=0.0, scale=1.0, renormalize=True):
+def top_k_gate(logits, k, renormalize=True, *, eps=0.0, scale=1.0):
     weights, indices = torch.softmax(logits, -1).topk(k)
     return scale * (weights / (weights.sum(-1, keepdim=True) + eps) if renormalize else weights), indices
 
 
 def gshard_gate(logits, *, uniforms=None, threshold=0.2):
-    weights, indices = scaled_top_k_gate(logits, 2, eps=1e-9)
+    weights, indices = top_k_gate(logits, 2, eps=1e-9)
     chance = weights[:, 1].detach().numpy() / max(threshold, 1e-9)
     second = torch.from_numpy(np.ones(len(logits), bool) if uniforms is None else uniforms < chance)
     return weights, indices, torch.stack([torch.ones_like(second), second], 1)
@@ -140,9 +141,9 @@ REFERENCES = {
     scores.mlp_scores: lambda x, hidden, out: torch.tanh(x @ hidden) @ out,
     scores.jitter: lambda x, factors: x * torch.from_numpy(factors),
     scores.cast: lambda x, dtype: x.to(getattr(torch, dtype)),
-    gates.pick: pick,
+    ops.pick: pick,
+    ops.top_k_gate: top_k_gate,
     gates.top_k_softmax: top_k_softmax,
-    gates.scaled_top_k_gate: scaled_top_k_gate,
     gates.gshard_gate: gshard_gate,
     gates.noisy_top_k_gate: noisy_top_k_gate,
     gates.smooth_load: smooth_load,

@@ -321,7 +321,7 @@ def test_errors(way):
         way(X, WEIGHTS[:, :1], UP, DOWN, indices=INDICES)
     with pytest.raises(ValueError, match=r"x \(2, 1\)"):
         way(X[:2], WEIGHTS, UP, DOWN, indices=INDICES)
-    with pytest.raises(ValueError, match="kept has dtype int64; it must be bool"):
+    with pytest.raises(ValueError, match=r"type int64; it must be bool, one for each of \(3, 2\) assignments"):
         way(X, WEIGHTS, UP, DOWN, indices=INDICES, kept=KEPT.astype(np.int64))
 
 

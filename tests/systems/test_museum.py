@@ -46,7 +46,7 @@ def test_checks_of_the_layer_accept_other_right_layers(name):
 
 
 def test_checks_of_gates_accept_other_right_gates():
-    gates.check_weights_add_up(lambda z, k: ops.scaled_top_k_gate(z, k, eps=1e-9))
+    gates.check_weights_add_up(lambda z, k: ops.top_k_gate(z, k, eps=1e-9))
     gates.check_router_learns(lambda z, k: ops.sigmoid_gate(z, k, normalize=False))
     gates.check_weights_add_up(ops.top_k_gate)
 

@@ -5,6 +5,7 @@ one row, repeated ids, idle experts, or one expert for all.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +64,7 @@ def _rows(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
         yield Case(name, ops.rms_norm, (normal((rows, 6)), normal(6)))
         yield Case(name, ops.layer_norm, (normal((rows, 6)), normal(6), normal(6)))
         yield Case(name, ops.softmax, (normal((rows, 5)),))
+        yield Case(name, ops.without_padding, (normal((rows, 5)), np.arange(rows) % 3 != 1))
         yield Case(name, ops.log_sum_exp, (normal((rows, 5)),))
         yield Case(name, ops.cross_entropy, (normal((rows, 7)), rng.integers(0, 7, rows)))
     yield Case("far from zero", ops.softmax, (normal((3, 4)) + 800,))
@@ -93,12 +95,6 @@ def _attention(normal: Any) -> Iterator[Case]:
 
 
 def _routing(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
-    for k in (1, 2, 5):
-        for renormalize in (True, False):
-            name = f"top-{k}" + (", renormalised" if renormalize else "")
-            yield Case(name, ops.top_k_gate, (normal((6, 5)), k, renormalize))
-    yield Case("no rows", ops.top_k_gate, (normal((0, 5)), 2))
-
     for name, indices, n_experts, *kept in _choices(rng):
         assignment = group_by_expert(indices, n_experts, *kept)
         (n, k), m = indices.shape, len(assignment.order)
@@ -131,6 +127,22 @@ def _routing(normal: Any, rng: np.random.Generator) -> Iterator[Case]:
                     (normal((n, 3)), normal((3, n_experts)), up, down, *([gate] if gated else [])),
                     {"k": k, "renormalize": renormalize, "activation": act},
                 )
+            inputs = normal((n, 3)), normal((3, n_experts)), up, down
+            route = partial(tight_route, k=k, room=2)
+            yield Case(
+                f"{kind}, {n} rows, top-{k}, 2 places at each of {n_experts}",
+                ops.moe_layer,
+                inputs,
+                {"route": route, "activation": act},
+            )
+        yield Case(f"{n} rows, top-{k} of {n_experts}", ops.top_k_route, (normal((n, 3)), normal((3, n_experts)), k))
+
+
+def tight_route(x: Any, router: Any, k: int, room: int) -> Any:
+    """`top_k_route` to experts that have `room` places each."""
+    (weights, balance, routing), backward = ops.top_k_route(x, router, k)
+    kept = ops.keep_within_capacity(routing.indices, router.shape[1], room)
+    return (weights, balance, routing._replace(kept=kept)), backward
 
 
 def _choices(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:

@@ -1,4 +1,5 @@
-"""Example and edge inputs for `ops/scores.py`, `ops/gates.py`, `ops/shared_gates.py` and `ops/soft.py`; see `cases.py`.
+"""Example and edge inputs for `ops/scores.py`, `ops/top_k_gate.py`, `ops/gates.py`, `ops/shared_gates.py` and
+`ops/soft.py`; see `cases.py`.
 
 Scores are drawn, never typed, so that no two are so close that a step of the checker changes a choice; where one is, the
 checker refuses it.
@@ -13,8 +14,6 @@ from ..ops.gates import (
     counted_load,
     gshard_gate,
     noisy_top_k_gate,
-    pick,
-    scaled_top_k_gate,
     sigmoid_gate,
     smooth_load,
     top_k_softmax,
@@ -23,6 +22,7 @@ from ..ops.pointwise import gelu, relu, silu
 from ..ops.scores import cast, cosine_scores, jitter, mlp_scores, unit_rows
 from ..ops.shared_gates import base_gate, expert_choice_gate, sinkhorn_gate
 from ..ops.soft import soft_moe, soft_routing
+from ..ops.top_k_gate import pick, top_k_gate
 
 SIZES = ((6, 5, 2), (7, 4, 1), (5, 3, 3), (1, 4, 2), (0, 5, 2), (3, 6, 5))  # N, E, K
 
@@ -59,10 +59,12 @@ def _softmax_gates(name: str, logits: Any, k: int, case: Callable[..., Any]) -> 
     yield case(name, pick, (logits, indices))
     yield case(name, top_k_softmax, (logits, k))
     yield case(f"{name}, far from zero", top_k_softmax, (logits - 800, k))
-    yield case(name, scaled_top_k_gate, (logits, k))
-    yield case(f"{name}, eps", scaled_top_k_gate, (logits, k), {"eps": 0.1})
-    yield case(f"{name}, eps, scaled", scaled_top_k_gate, (logits, k), {"eps": 0.3, "scale": 2.5})
-    yield case(f"{name}, scaled raw", scaled_top_k_gate, (logits, k), {"scale": 16.0, "renormalize": False})
+    yield case(name, top_k_gate, (logits, k))
+    yield case(f"{name}, eps", top_k_gate, (logits, k), {"eps": 0.1})
+    yield case(f"{name}, eps, scaled", top_k_gate, (logits, k), {"eps": 0.3, "scale": 2.5})
+    yield case(f"{name}, raw", top_k_gate, (logits, k, False))
+    yield case(f"{name}, scaled raw", top_k_gate, (logits, k, False), {"scale": 16.0})
+    yield case(f"{name}, far from zero", top_k_gate, (logits - 800, k))
     for balanced in (True, False):
         mode = "training" if balanced else "evaluation"
         yield case(f"{name}, {mode}", sinkhorn_gate, (logits, k), {"balanced": balanced})

@@ -18,8 +18,7 @@ import numpy as np
 
 from .. import ops
 from ..data.rows import Rows
-from ..ops.gates import pick
-from ..ops.likelihood import cross_entropies, half_squared_errors, mixture_likelihood
+from ..ops import cross_entropies, half_squared_errors, mixture_likelihood, pick
 from ..optim.objective import Objective
 from ..tree import leaf
 

@@ -20,7 +20,7 @@ from .. import __version__, ops
 from ..errors import Parser, UserError, run, say
 from ..ops.balance import importance, sequence_balance, squared_variation, z_loss
 from ..ops.capacity import keep_within_capacity, renormalize_kept
-from ..ops.gates import limit_groups, noisy_top_k_gate, scaled_top_k_gate, sigmoid_gate
+from ..ops.gates import limit_groups, noisy_top_k_gate, sigmoid_gate
 from ..ops.shared_gates import expert_choice_gate
 from ..runs.checkpoint import write_atomically
 
@@ -306,7 +306,7 @@ def choose(logits: Array, given: Arrays, c: Convention) -> Any:
         (weights, indices), backward = sigmoid_gate(logits, c.k, bias=given["bias"], scale=c.scale, **limit)
     else:
         renormalize = c.normalize == "chosen"
-        (weights, indices), backward = scaled_top_k_gate(logits, c.k, scale=c.scale, renormalize=renormalize)
+        (weights, indices), backward = ops.top_k_gate(logits, c.k, renormalize, scale=c.scale)
     return (weights, indices, np.ones(indices.shape, bool)), backward
 
 
@@ -328,7 +328,7 @@ def route_noisy(x: Array, given: Arrays, c: Convention) -> tuple[Arrays, Callabl
     of_expert, importance_back = importance(weights, indices, c.experts)
     importance_loss, of_importance_back = squared_variation(of_expert)
     load_loss, of_load_back = squared_variation(load)
-    results = {"logits": logits, "spread": spread, "load": load, "indices": indices, "weights": weights}
+    results: dict[str, Any] = {"logits": logits, "spread": spread, "load": load, "indices": indices, "weights": weights}
     results |= {"kept": np.ones(indices.shape, bool), "importance_loss": importance_loss, "load_loss": load_loss}
 
     def backward(dweights_of_y: Array) -> Arrays:

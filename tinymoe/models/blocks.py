@@ -59,8 +59,8 @@ def attention(x, p: Any, config: LanguageConfig, batch: int, attend=ops.causal_a
     return y, backward
 
 
-def recurrence(x, p: Recurrent, config: LanguageConfig, batch: int, state=None):
-    """A recurrent layer over B = `batch` sequences; x and y (N, D).
+def recurrence(x, p: Any, config: LanguageConfig, batch: int, state=None):
+    """A recurrent layer over B = `batch` sequences; p a `Recurrent`, x and y (N, D).
 
     state  the arrays (B, D) that an earlier call returned for the text before this one; None at the start of a text
 

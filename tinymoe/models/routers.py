@@ -69,8 +69,8 @@ class Choice(NamedTuple):
     """What a router decides. The first three carry gradients."""
 
     weights: Array  # (N, K)
-    logits: Array | None  # (N, E); None for a table
-    load: Array | None  # (E,) smooth load, router noisy only
+    logits: Any  # (N, E); None for a table
+    load: Any  # (E,) smooth load, router noisy only
     indices: Array  # (N, K) int
     kept: Array | None  # (N, K) bool, False for an assignment that is not carried out; None if all are
     counts: Array  # (E,) int, assignments that were asked for, before any was dropped for lack of room
@@ -184,7 +184,7 @@ def gate(logits, spread, p: Router, config: LanguageConfig, at: Situation):
     else:
         k = config.experts if kind == "dense" else k
         options = {"renormalize": config.renormalize and k > 1, "scale": scale}
-        (weights, indices), gate_back = ops.scaled_top_k_gate(logits, k, **options)
+        (weights, indices), gate_back = ops.top_k_gate(logits, k, **options)
 
     def backward(dweights, dload):
         return gate_back(dweights, dload) if kind == "noisy" else gate_back(dweights)

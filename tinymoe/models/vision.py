@@ -5,7 +5,7 @@
     features = norm(x) · output
 
 The blocks are those of the language model, but every patch sees every other, and they have no router. How features
-meet the text is in `ops/cross.py`.
+meet the text is in `ops/fusion.py`.
 
 Letters besides the usual ones: S pixels on a side of a patch · R patches (rows) of a picture · N = B·R rows.
 

@@ -13,11 +13,14 @@ gradient 0. How public systems' versions of the loss differ is in `tinymoe.syste
 
 import numpy as np
 
+from ..types import Array, Backward
+from .masks import as_mask, count, without_padding
 from .pointwise import sigmoid, softplus
 from .softmax import log_sum_exp, softmax
+from .top_k_gate import choose
 
 
-def load_balance(logits, indices, *, mask=None, shares=None):
+def load_balance(logits: Array, indices: Array, *, mask=None, shares=None) -> tuple[float, Backward]:
     """The load-balance loss in the scale of Switch and Megatron: 1 when all experts get the same.
 
         L = E Σ_i f_i P_i,     f_i = (number of assignments to i) / (N K),     P_i = mean_n p_ni,  p = softmax(logits)
@@ -45,16 +48,17 @@ def load_balance(logits, indices, *, mask=None, shares=None):
     given = expert_shares(indices, n_experts, mask=mask) if shares is None else shares
     if given.shape != (n_experts,):
         raise ValueError(f"shares have shape {given.shape}; there must be one for each of the {n_experts} experts")
-    z, n = without_padding(logits, mask)
+    real = as_mask(logits.shape[:1], mask)
+    z, padding_back = without_padding(logits, real)
     p = softmax(z)[0]
     f = given.astype(p.real.dtype)
-    scale = n_experts / max(n, 1)
-    expected = p @ f if mask is None else np.where(mask, p @ f, 0)  # (N,) Σ_i f_i p_ni
+    scale = n_experts / count(real)
+    expected = np.where(real, p @ f, 0)  # (N,) Σ_i f_i p_ni
     loss = scale * expected.sum()
 
     def backward(dloss):
-        dlogits = dloss * scale * p * (f - expected[:, None])
-        return (dlogits if mask is None else np.where(mask[:, None], dlogits, 0),)
+        dz = dloss * scale * p * (f - expected[:, None])
+        return padding_back(dz)
 
     return loss, backward
 
@@ -64,11 +68,11 @@ def expert_shares(indices, n_experts, *, mask=None):
 
     To get f of a batch in several passes, average the shares weighed by their numbers of tokens.
     """
-    chosen = indices if mask is None else indices[checked(mask, len(indices))]
+    chosen = indices[as_mask(indices.shape[:1], mask)]
     return np.bincount(chosen.reshape(-1), minlength=n_experts) / max(chosen.size, 1)
 
 
-def device_balance(logits, indices, devices, *, mask=None):
+def device_balance(logits: Array, indices: Array, devices: Array, *, mask=None) -> tuple[float, Backward]:
     """Even out devices instead of experts, which may then differ within a device. 1 when all devices get the same.
 
         L = Σ_d f'_d P'_d,     f'_d = mean of E f_i over the experts i of device d,     P'_d = Σ_{i on d} P_i
@@ -89,7 +93,7 @@ def device_balance(logits, indices, devices, *, mask=None):
     return load_balance(logits, indices, mask=mask, shares=mean[devices])
 
 
-def sequence_balance(logits, k, batch, *, mask=None):
+def sequence_balance(logits: Array, k, batch, *, mask=None) -> tuple[float, Backward]:
     """Balance within each sequence, on sigmoid scores: 1 when every sequence uses all experts alike.
 
         s = sigmoid(logits)     s' = s / Σ_j s_j     f_i = E/(K T) (number of tokens with s_i among the K largest s)
@@ -110,30 +114,30 @@ def sequence_balance(logits, k, batch, *, mask=None):
     Source: DeepSeek-AI 2024 (DeepSeek-V3), §2.1.2, eq. 17–20.
     """
     n, n_experts = logits.shape
-    if not 1 <= k <= n_experts:
-        raise ValueError(f"top-k is {k}; it must lie between 1 and the number of experts, {n_experts}")
     if batch < 1 or n % batch:
         raise ValueError(f"{n} rows can't be {batch} sequences of equal length; batch must be a divisor of the rows")
-    z, _ = without_padding(logits, mask)
+    real = as_mask((n,), mask)
+    z, padding_back = without_padding(logits, real)
     s = sigmoid(z)[0]
     share = softmax(-softplus(-z)[0])[0]  # s', of ln s = −softplus(−z): also where all s are too small to divide by
     chosen = np.zeros((n, n_experts), z.real.dtype)
-    np.put_along_axis(chosen, np.argsort(-z.real, 1, kind="stable")[:, :k], 1, 1)  # the sigmoid keeps the order
-    real = np.ones((n, 1), chosen.dtype) if mask is None else mask[:, None].astype(chosen.dtype)
-    length = real.reshape(batch, -1, 1).sum(1, keepdims=True)  # (B, 1, 1) real tokens
-    f = (real * chosen).reshape(batch, -1, n_experts).sum(1, keepdims=True) * (n_experts / k) / np.maximum(length, 1)
-    each = real.reshape(batch, -1, 1) / np.maximum(length * int((length > 0).sum()), 1)  # (B, T, 1) weight of a token
-    dshare = (each * f).reshape(n, n_experts)
-    loss = (dshare * share).sum()
+    np.put_along_axis(chosen, choose(z, k), 1, 1)  # the sigmoid keeps the order
+    tokens = real[:, None].astype(chosen.dtype)  # (N, 1)
+    length = tokens.reshape(batch, -1, 1).sum(1, keepdims=True)  # (B, 1, 1) real tokens
+    f = (tokens * chosen).reshape(batch, -1, n_experts).sum(1, keepdims=True) * (n_experts / k) / np.maximum(length, 1)
+    each = tokens.reshape(batch, -1, 1) / np.maximum(length * count(length > 0), 1)  # (B, T, 1) its weight
+    price = (each * f).reshape(n, n_experts)  # of a unit of s'
+    loss = (price * share).sum()
 
     def backward(dloss):
-        inner = (dshare * share).sum(1, keepdims=True)
-        return (dloss * share * (dshare - inner) * (1 - s),)
+        mean = (price * share).sum(1, keepdims=True)
+        dz = dloss * share * (price - mean) * (1 - s)
+        return padding_back(dz)
 
     return loss, backward
 
 
-def importance(weights, indices, n_experts, *, mask=None):
+def importance(weights: Array, indices: Array, n_experts, *, mask=None) -> tuple[Array, Backward]:
     """How much gate weight each expert gets in a batch. Its `squared_variation` is the importance loss.
 
         imp_i = Σ_n w_ni        dweights_nj = dimp at i_nj
@@ -146,18 +150,18 @@ def importance(weights, indices, n_experts, *, mask=None):
 
     Source: Shazeer et al. 2017, eq. 6.
     """
-    real = np.ones(len(weights), bool) if mask is None else checked(mask, len(weights))
-    goes = (indices[..., None] == np.arange(n_experts)) & real[:, None, None]  # (N, K, E)
-    onehot = goes.reshape(-1, n_experts).astype(weights.real.dtype)
-    imp = np.where(real[:, None], weights, 0).reshape(-1) @ onehot
+    w, padding_back = without_padding(weights, as_mask(weights.shape[:1], mask))
+    onehot = (indices.reshape(-1, 1) == np.arange(n_experts)).astype(weights.real.dtype)  # (N·K, E)
+    imp = w.reshape(-1) @ onehot
 
     def backward(dimp):
-        return ((onehot @ dimp).reshape(weights.shape),)
+        dw = (onehot @ dimp).reshape(weights.shape)
+        return padding_back(dw)
 
     return imp, backward
 
 
-def squared_variation(v):
+def squared_variation(v: Array) -> tuple[float, Backward]:
     """Squared coefficient of variation: 0 when all are equal, E − 1 when one has everything.
 
         y = V / (m² + ε),     m = mean(v),     V = mean((v − m)²),     ε = 1e-10
@@ -182,7 +186,7 @@ def squared_variation(v):
     return y, backward
 
 
-def z_loss(logits, *, mask=None):
+def z_loss(logits: Array, *, mask=None) -> tuple[float, Backward]:
     """Mean square of the logarithm of the router's softmax denominator: keeps logits small, so that rounding stays so.
 
         L = mean_n (ln Σ_j exp(logits_nj))²        dlogits_nj = dL (2/N) lse_n softmax(logits_n)_j
@@ -195,13 +199,16 @@ def z_loss(logits, *, mask=None):
 
     Source: Zoph et al. 2022 (ST-MoE), eq. 5.
     """
-    z, n = without_padding(logits, mask)
+    real = as_mask(logits.shape[:1], mask)
+    n = count(real)
+    z, padding_back = without_padding(logits, real)
     lse, lse_back = log_sum_exp(z)
-    counted = lse if mask is None else np.where(mask, lse, 0)
-    loss = (counted * counted).sum() / max(n, 1)
+    counted = np.where(real, lse, 0)
+    loss = (counted * counted).sum() / n
 
     def backward(dloss):
-        return lse_back(dloss * 2 * counted / max(n, 1))
+        dlse = dloss * 2 * counted / n
+        return padding_back(*lse_back(dlse))
 
     return loss, backward
 
@@ -219,20 +226,3 @@ def bias_update(bias, counts, rate, *, centred=False):
     """
     change = (rate * np.sign(counts.sum() - len(counts) * counts)).astype(bias.dtype)
     return bias + (change - change.mean() if centred else change)
-
-
-def without_padding(logits, mask):
-    """(logits with 0 in the rows of padding, number of real rows): what stands there is replaced before it is used."""
-    if mask is None:
-        return logits, len(logits)
-    real = checked(mask, len(logits))
-    return np.where(real[:, None], logits, 0), int(real.sum())
-
-
-def checked(mask, n):
-    """The mask, or a ValueError: numbers instead of bools would pick rows by their number."""
-    if mask.shape != (n,) or mask.dtype != bool:
-        raise ValueError(
-            f"the mask has shape {mask.shape} and type {mask.dtype}; it must be bool, one for each of {n} rows"
-        )
-    return mask

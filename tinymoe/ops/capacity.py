@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+from ..types import Array, Backward
+from .masks import as_mask
 from .routing import group_by_expert
 
 PRIORITIES = {
@@ -57,8 +59,7 @@ def keep_within_capacity(
     """
     if capacity < 0:
         raise ValueError(f"the capacity is {capacity}; it can't be negative")
-    asked = np.ones(indices.shape, bool) if kept is None else kept
-    asked = asked if mask is None else asked & mask[:, None]
+    asked = as_mask(indices.shape, kept, mask)
     queue = waiting_line(asked, priority, weights, rng)
     standing = [a.reshape(-1)[queue][:, None] for a in (indices, asked)]
     grouped = group_by_expert(standing[0], n_experts, standing[1])  # by expert, in the order of the queue
@@ -89,7 +90,7 @@ def waiting_line(asked, priority, weights=None, rng=None):
     raise ValueError(f"priority is {priority!r}; choose one of {', '.join(PRIORITIES)}")
 
 
-def renormalize_kept(weights, kept):
+def renormalize_kept(weights: Array, kept: Array) -> tuple[Array, Backward]:
     """Make the weights of a token's kept choices add up to 1; the others are 0.
 
         y_j = w_j / D  for kept j,   D = Σ_{j kept} w_j        dw_j = (dy_j − Σ_i dy_i y_i) / D  for kept j, else 0

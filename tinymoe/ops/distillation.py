@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 
-from .balance import without_padding
+from ..types import Array, Backward
+from .masks import as_mask, count, without_padding
 from .softmax import log_sum_exp
 
 
-def distillation(logits, *, teacher, temperature=1.0, mask=None):
+def distillation(logits: Array, *, teacher: Array, temperature=1.0, mask=None) -> tuple[float, Backward]:
     """How far the student's probabilities are from the teacher's, both softened by a temperature: mean over rows.
 
         loss = T²/n Σ_n KL(q_n ‖ p_n),     q = softmax(teacher/T),  p = softmax(logits/T),  n = number of real rows
@@ -33,14 +34,17 @@ def distillation(logits, *, teacher, temperature=1.0, mask=None):
         raise ValueError(
             f"the teacher's logits have shape {teacher.shape}; they must have the student's, {logits.shape}"
         )
-    z, n = without_padding(logits, mask)  # zeros for padding, in both: equal, so neither loss nor gradient
-    t, _ = without_padding(teacher.astype(logits.real.dtype, copy=False), mask)
+    real = as_mask(logits.shape[:1], mask)
+    n = count(real)
+    z, padding_back = without_padding(logits, real)  # zeros in both: equal, so no loss
+    t, _ = without_padding(teacher.astype(logits.real.dtype, copy=False), real)
     log_p, log_q = (_log_softmax(scores / temperature) for scores in (z, t))
     p, q = np.exp(log_p), np.exp(log_q)
-    loss = temperature**2 / max(n, 1) * (q * (log_q - log_p)).sum()
+    loss = temperature**2 / n * (q * (log_q - log_p)).sum()
 
     def backward(dloss):
-        return (dloss * temperature / max(n, 1) * (p - q),)
+        dz = dloss * temperature / n * (p - q)
+        return padding_back(dz)
 
     return loss, backward
 

@@ -3,11 +3,12 @@
 import numpy as np
 
 from ..sparse import CSR
+from ..types import Array, Backward
 from .pointwise import relu
 from .sparse import grouped_sparse_linear
 
 
-def grouped_linear(x, weight, counts):
+def grouped_linear(x: Array, weight: Array, counts: Array) -> tuple[Array, Backward]:
     """A different linear map for each group of consecutive rows.
 
         y_r = x_r W_e  for the rows r of expert e        dx_r = dy_r W_eᵀ,   dW_e = Σ_{r of e} x_rᵀ dy_r
@@ -41,12 +42,16 @@ def grouped_linear(x, weight, counts):
     return y, backward
 
 
-def experts(x, up, down, gate=None, *, counts, activation=relu):
-    """Two-layer networks, or gated ones when `gate` is given.
+def experts(x: Array, up, down, gate=None, *, counts, activation=relu) -> tuple[Array, Backward]:
+    """Two-layer networks, or gated ones when `gate` is given. For the rows of expert e:
 
-        h = activation(x Up_e)                        (ReLU and GELU experts)
-        h = activation(x Gate_e) ⊙ (x Up_e)           (SwiGLU experts: activation = silu)
-        y = h Down_e
+        y = h Down_e,   h = activation(u)        u = x Up_e                    (ReLU and GELU experts)
+                        h = activation(g) ⊙ u    u = x Up_e,  g = x Gate_e     (SwiGLU experts: activation = silu)
+
+        dh = dy Down_eᵀ        dDown_e = hᵀ dy        dUp_e = xᵀ du
+        two layers:  du = dh ⊙ activation'(u)                                            dx = du Up_eᵀ
+        gated:       du = dh ⊙ activation(g),   dg = dh ⊙ u ⊙ activation'(g)             dx = du Up_eᵀ + dg Gate_eᵀ
+                     dGate_e = xᵀ dg
 
     x       (M, D)     rows grouped by expert
     up      (E, D, F)  or a `CSR` of shape (E·D, F), the experts' matrices below one another; its gradient is one too
@@ -57,20 +62,35 @@ def experts(x, up, down, gate=None, *, counts, activation=relu):
 
     Source: Shazeer et al. 2017, §3.2 (ReLU); Shazeer 2020, eq. 6 (SwiGLU).
     """
-    u, up_back = _grouped(x, up, counts)
-    g, gate_back = (u, None) if gate is None else _grouped(x, gate, counts)
-    a, activation_back = activation(g)
-    h = a if gate is None else a * u
-    y, down_back = _grouped(h, down, counts)
+    if gate is None:
+        return _two_layers(x, up, down, counts, activation)
+    u, up_back = _grouped(x, up, counts)  # 1
+    g, gate_back = _grouped(x, gate, counts)  # 2
+    a, activation_back = activation(g)  # 3
+    h = a * u  # 4
+    y, down_back = _grouped(h, down, counts)  # 5
 
-    def backward(dy):
-        dh, ddown = down_back(dy)
-        if gate_back is None:
-            dx, dup = up_back(*activation_back(dh))
-            return dx, dup, ddown
-        dx_up, dup = up_back(dh * a)
-        dx_gate, dgate = gate_back(*activation_back(dh * u))
+    def backward(dy):  # read upwards
+        dh, ddown = down_back(dy)  # 5
+        da, du = dh * u, dh * a  # 4
+        (dg,) = activation_back(da)  # 3
+        dx_gate, dgate = gate_back(dg)  # 2
+        dx_up, dup = up_back(du)  # 1
         return dx_up + dx_gate, dup, ddown, dgate
+
+    return y, backward
+
+
+def _two_layers(x, up, down, counts, activation):
+    u, up_back = _grouped(x, up, counts)  # 1
+    h, activation_back = activation(u)  # 2
+    y, down_back = _grouped(h, down, counts)  # 3
+
+    def backward(dy):  # read upwards
+        dh, ddown = down_back(dy)  # 3
+        (du,) = activation_back(dh)  # 2
+        dx, dup = up_back(du)  # 1
+        return dx, dup, ddown
 
     return y, backward
 

@@ -1,9 +1,9 @@
 """Gates beside `top_k_gate`: who is chosen, and with which weight.
 
-    top_k_softmax, scaled_top_k_gate    the same choice, other weights        Mixtral, GPT-OSS; DeepSeek-V2
-    gshard_gate                         the second choice by chance           GShard, Mesh TensorFlow
-    noisy_top_k_gate                    noise with a learned spread           Shazeer 2017
-    sigmoid_gate                        a score per expert, a choice by bias  DeepSeek-V3
+    top_k_softmax       the same gate, written the other way  Mixtral, GPT-OSS
+    gshard_gate         the second choice by chance           GShard, Mesh TensorFlow
+    noisy_top_k_gate    noise with a learned spread           Shazeer 2017
+    sigmoid_gate        a score per expert, a choice by bias  DeepSeek-V3
 
 A gate returns weights (N, K) and indices (N, K), and its backward takes dweights. The choice itself has no gradient: it
 is constant almost everywhere. Ties go to the lowest index.
@@ -13,43 +13,15 @@ import math
 
 import numpy as np
 
+from ..types import Array, Backward
 from .pointwise import sigmoid, softplus
 from .softmax import softmax
+from .top_k_gate import choose, pick, top_k_gate
 
 _erfc = np.frompyfunc(math.erfc, 1, 1)  # NumPy has none; erfc keeps its digits where erf rounds to −1
 
 
-def choose(scores, k):
-    """The indices (N, K) of the k largest of each row of scores (N, E), best first; ties go to the lowest index.
-
-    Raises ValueError unless 1 ≤ k ≤ E.
-    """
-    n_experts = scores.shape[1]
-    if not 1 <= k <= n_experts:
-        raise ValueError(f"top-k is {k}; it must lie between 1 and the number of experts, {n_experts}")
-    return np.argsort(-scores.real, axis=1, kind="stable")[:, :k]
-
-
-def pick(scores, indices):
-    """The scores of those that were chosen.
-
-        chosen_nj = scores[n, indices_nj]        dscores[n, indices_nj] = dchosen_nj, 0 elsewhere
-
-    scores   (N, E)
-    indices  (N, K)  int, no expert twice in a row
-    chosen   (N, K)
-    """
-    chosen = np.take_along_axis(scores, indices, 1)
-
-    def backward(dchosen):
-        dscores = np.zeros(scores.shape, dchosen.dtype)
-        np.put_along_axis(dscores, indices, dchosen, 1)
-        return (dscores,)
-
-    return chosen, backward
-
-
-def top_k_softmax(logits, k):
+def top_k_softmax(logits: Array, k) -> tuple[tuple[Array, Array], Backward]:
     """Choose first, then softmax over the chosen logits only: exactly `top_k_gate` renormalised, written the other way.
 
         S = the k largest        w_i = exp(z_i) / Σ_{j∈S} exp(z_j)
@@ -74,47 +46,12 @@ def top_k_softmax(logits, k):
     return (weights, indices), backward
 
 
-def scaled_top_k_gate(logits, k, *, eps=0.0, scale=1.0, renormalize=True):
-    """`top_k_gate` with the constants that public code adds: eps in the denominator, a factor on the weights.
-
-        p = softmax(z)        S = the k largest        w_i = scale p_i / Σ_j a_j p_j
-        renormalize:  a_j = 1[j∈S] + eps, so the denominator is Σ_S p + eps        otherwise:  a_j = 1, and it is 1
-        dz_j = 1[j∈S] w_j dw_j − (a_j p_j / Σ_l a_l p_l) Σ_{i∈S} dw_i w_i
-
-    With eps = 0 an expert that is not chosen has a = 0 and gets exactly 0; with eps > 0 it gets a little.
-
-    logits   (N, E)
-    weights  (N, K)
-    indices  (N, K)  int, best first
-
-    Raises ValueError unless 1 ≤ k ≤ E.
-    Source: as `top_k_gate`; DeepSeek-AI 2024 (DeepSeek-V2) for the factor, Lepikhin et al. 2020 (GShard) in Mesh
-    TensorFlow for eps = 1e-9.
-    """
-    indices = choose(logits, k)
-    e = np.exp(logits - logits.real.max(1, keepdims=True))  # p up to a factor, which cancels
-    chosen, pick_back = pick(e, indices)
-    a = np.full(e.shape, eps if renormalize else 1, e.real.dtype)
-    if renormalize:
-        np.put_along_axis(a, indices, 1 + eps, 1)
-    parts = a * e
-    total = parts.sum(1, keepdims=True)  # (N, 1)
-    weights = scale * chosen / total
-
-    def backward(dweights):
-        terms = dweights * weights
-        (direct,) = pick_back(terms)
-        return (direct - parts / total * terms.sum(1, keepdims=True),)
-
-    return (weights, indices), backward
-
-
-def gshard_gate(logits, *, uniforms=None, threshold=0.2):
+def gshard_gate(logits: Array, *, uniforms=None, threshold=0.2) -> tuple[tuple[Array, Array, Array], Backward]:
     """The best expert always, the second one with a probability that grows with its weight.
 
         w_1, w_2 = the two largest probabilities / (their sum + 1e-9)
         the second is kept when u < w_2 / max(threshold, 1e-9),  u uniform in [0, 1)
-        backward: `scaled_top_k_gate` with k = 2, eps = 1e-9; `kept` is a constant
+        backward: `top_k_gate` with k = 2, eps = 1e-9; `kept` is a constant
 
     The weights are divided before anything is dropped, so a token that loses its second expert keeps w_1 < 1. The GShard
     paper keeps the second with probability 2 w_2, which is threshold = 0.5; fastmoe likewise when 2 w_2 ≥ u.
@@ -128,14 +65,14 @@ def gshard_gate(logits, *, uniforms=None, threshold=0.2):
     Raises ValueError for fewer than two experts.
     Source: Lepikhin et al. 2020 (GShard), §2.2, algorithm 1; threshold and eps as in Mesh TensorFlow.
     """
-    (weights, indices), backward = scaled_top_k_gate(logits, 2, eps=1e-9)
+    (weights, indices), backward = top_k_gate(logits, 2, eps=1e-9)
     kept = np.ones(weights.shape, bool)
     if uniforms is not None:
         kept[:, 1] = uniforms < weights[:, 1].real / max(threshold, 1e-9)
     return (weights, indices, kept), backward
 
 
-def noisy_top_k_gate(clean, spread, k, *, noise=None):
+def noisy_top_k_gate(clean: Array, spread: Array, k, *, noise=None) -> tuple[tuple[Array, Array, Array], Backward]:
     """Add noise whose size is learned, then choose; and say smoothly how many tokens each expert can expect.
 
         σ = softplus(spread) + 0.01        h = clean + noise ⊙ σ        weights, indices = top_k_softmax(h)
@@ -171,7 +108,7 @@ def noisy_top_k_gate(clean, spread, k, *, noise=None):
     return (weights, indices, load), backward
 
 
-def smooth_load(clean, noisy, sigma, k):
+def smooth_load(clean: Array, noisy: Array, sigma: Array, k) -> tuple[Array, Backward]:
     """How many tokens each expert would get if its own noise were drawn once more, all other noise staying.
 
         load_i = Σ_n Φ(u_ni),   u_ni = (clean_ni − τ_ni) / σ_ni,   Φ the normal distribution, φ its density
@@ -206,7 +143,7 @@ def smooth_load(clean, noisy, sigma, k):
     return load, backward
 
 
-def counted_load(clean, noisy, sigma, k):
+def counted_load(clean: Array, noisy: Array, sigma: Array, k) -> tuple[Array, Backward]:
     """The load as a plain count, for `noisy_top_k_gate` where nothing is left to chance; it has no gradient.
 
         load_i = number of tokens whose k largest noisy values include i        dclean = dnoisy = dσ = 0
@@ -224,7 +161,9 @@ def counted_load(clean, noisy, sigma, k):
     return load, backward
 
 
-def sigmoid_gate(logits, k, *, bias=None, groups=1, kept_groups=None, scale=1.0, normalize=True, eps=1e-20):
+def sigmoid_gate(
+    logits: Array, k, *, bias=None, groups=1, kept_groups=None, scale=1.0, normalize=True, eps=1e-20
+) -> tuple[tuple[Array, Array], Backward]:
     """Experts that don't compete by softmax: each has a score of its own, and a bias steers the choice alone.
 
         s = sigmoid(z)        S = the k largest s + bias, if `kept_groups` is given from a token's best groups only

@@ -1,4 +1,4 @@
-"""The likelihood of a mixture of experts, and the losses of single rows that it is made of.
+"""The likelihood of a mixture of experts, made of losses of single rows: these here, or `cross_entropies`.
 
 Experts that are trained on their weighted mean learn to make up for each other's errors. Here each expert answers on its
 own, and those that answer well are made responsible for more: they divide the task among them.
@@ -6,8 +6,11 @@ own, and those that answer well are made responsible for more: they divide the t
 
 import numpy as np
 
+from ..types import Array, Backward
+from .softmax import log_sum_exp
 
-def half_squared_errors(outputs, targets):
+
+def half_squared_errors(outputs: Array, targets: Array) -> tuple[Array, Backward]:
     """Half the squared distance of each row from its target: −ln of a normal density of variance 1, less a constant.
 
         loss_m = ½ Σ_c (targets_mc − outputs_mc)²
@@ -29,36 +32,7 @@ def half_squared_errors(outputs, targets):
     return losses, backward
 
 
-def cross_entropies(logits, targets):
-    """The negative log-probability of each row's target, in nats: `cross_entropy` before the mean.
-
-        loss_m = −ln p_m[target_m],   p = softmax(logits)        dlogits_m = dloss_m (p_m − onehot(target_m))
-
-    logits   (M, C)
-    targets  (M,)    int in [0, C)
-    losses   (M,)
-
-    Raises IndexError for any other target.
-    """
-    if targets.size and not 0 <= targets.min() <= targets.max() < logits.shape[1]:
-        raise IndexError(
-            f"targets span {targets.min()} to {targets.max()}; allowed are 0 to {logits.shape[1] - 1}, one per column"
-        )
-    rows = np.arange(len(logits))
-    z = logits - logits.real.max(1, keepdims=True)
-    e = np.exp(z)
-    total = e.sum(1)  # (M,)
-    losses = np.log(total) - z[rows, targets]
-
-    def backward(dlosses):
-        dlogits = e * (dlosses / total)[:, None]
-        dlogits[rows, targets] -= dlosses
-        return (dlogits,)
-
-    return losses, backward
-
-
-def mixture_likelihood(scores, losses):
+def mixture_likelihood(scores: Array, losses: Array) -> tuple[float, Backward]:
     """The negative log-likelihood of a mixture: one of the experts made the row, chosen by the gate before it is seen.
 
         L = −1/N Σ_n ln Σ_j p_nj exp(−loss_nj),   p = softmax(scores)              what the gate believed: the prior
@@ -77,15 +51,14 @@ def mixture_likelihood(scores, losses):
     where softmax chooses the sub-model with the smallest loss: that is h, which needs the label, so only in training.
     """
     n = max(len(scores), 1)
-    joint = scores - losses
-    top, joint_top = (a.real.max(1, keepdims=True) for a in (scores, joint))
-    p, h = np.exp(scores - top), np.exp(joint - joint_top)
-    total, joint_total = p.sum(1, keepdims=True), h.sum(1, keepdims=True)
-    loss = (top + np.log(total) - joint_top - np.log(joint_total)).sum() / n
-    p /= total
-    h /= joint_total
+    prior, prior_back = log_sum_exp(scores)  # 1  (N,)
+    joint, joint_back = log_sum_exp(scores - losses)  # 2  (N,)
+    loss = (prior - joint).sum() / n  # 3
 
-    def backward(dloss):
-        return dloss / n * (p - h), dloss / n * h
+    def backward(dloss):  # read upwards
+        dprior = np.full(prior.shape, dloss / n, prior.real.dtype)  # 3
+        (dlosses,) = joint_back(dprior)  # 2  dL/N h
+        (dscores,) = prior_back(dprior)  # 1  dL/N p
+        return dscores - dlosses, dlosses
 
     return loss, backward

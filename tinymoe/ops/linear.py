@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from ..types import Array, Backward
 
-def linear(x, weight, bias=None):
+
+def linear(x: Array, weight: Array, bias=None) -> tuple[Array, Backward]:
     """Map every row.
 
         y = x W + b        dx = dy Wᵀ,   dW = xᵀ dy,   db = Σ_n dy_n
@@ -30,7 +32,7 @@ def linear(x, weight, bias=None):
     return y, backward
 
 
-def embedding(ids, table):
+def embedding(ids: Array, table: Array) -> tuple[Array, Backward]:
     """Look up a row of the table for every id.
 
         y_n = table[ids_n]        dtable_v = Σ_{n : ids_n = v} dy_n

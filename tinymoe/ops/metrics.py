@@ -17,12 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .masks import as_mask
+
 Array = np.ndarray
 
 
 def expert_counts(indices: Array, n_experts: int, *, kept: Array | None = None, mask: Array | None = None) -> Array:
     """(E,) int: assignments per expert, of indices (N, K); dropped ones (kept (N, K) False) and padding left out."""
-    return np.bincount(indices[_counted(indices, kept, mask)], minlength=n_experts)
+    return np.bincount(indices[as_mask(indices.shape, kept, mask)], minlength=n_experts)
 
 
 def max_violation(counts: Array) -> Array:
@@ -84,13 +86,13 @@ def per_group_balance(counts: Array) -> GroupBalance:
 
 def dropped_fraction(kept: Array, *, mask: Array | None = None) -> float:
     """Share of the real tokens' N·K assignments that are not kept; kept (N, K) bool."""
-    real = _real(kept, mask)
+    real = kept[as_mask(kept.shape[:1], mask)]
     return float(1 - real.mean()) if real.size else 0.0
 
 
 def dropped_tokens(kept: Array, *, mask: Array | None = None) -> float:
     """Share of the real tokens that no expert has processed: those without a single kept choice."""
-    real = _real(kept, mask)
+    real = kept[as_mask(kept.shape[:1], mask)]
     return float(1 - real.any(1).mean()) if len(real) else 0.0
 
 
@@ -111,7 +113,7 @@ def router_entropy(probabilities: Array, *, mask: Array | None = None) -> float:
 
     Raises ValueError for rows that don't.
     """
-    p = _real(probabilities, mask)
+    p = probabilities[as_mask(probabilities.shape[:1], mask)]
     if not np.allclose(p.sum(1), 1, rtol=0, atol=1e-3) or p.min(initial=0) < 0:
         raise ValueError(
             "the rows are not probabilities; they must be at least 0 and add up to 1: take softmax(logits)"
@@ -129,7 +131,8 @@ def saturation(indices_then: Array, indices_now: Array, *, mask: Array | None = 
     """
     if indices_then.shape != indices_now.shape:
         raise ValueError(f"indices have shapes {indices_then.shape} then and {indices_now.shape} now; they must agree")
-    then, now = _real(indices_then, mask), _real(indices_now, mask)
+    real = as_mask(indices_now.shape[:1], mask)
+    then, now = indices_then[real], indices_now[real]
     stayed = (now[:, :, None] == then[:, None, :]).any(2)  # (N, K)
     return float(stayed.mean()) if stayed.size else 1.0
 
@@ -141,7 +144,7 @@ def co_activation(indices: Array, n_experts: int, *, mask: Array | None = None) 
 
     Source: Muennighoff et al. 2024 (OLMoE), §5.
     """
-    real = _real(indices, mask)
+    real = indices[as_mask(indices.shape[:1], mask)]
     chosen = (real[:, :, None] == np.arange(n_experts)).any(1).astype(float)  # (N, E)
     together = chosen.T @ chosen
     return _ratio(together, together.diagonal()[:, None])
@@ -162,7 +165,7 @@ def joint_counts(
 
     Raises ValueError for a label of a real token outside the range.
     """
-    counted = _counted(indices, kept, mask)
+    counted = as_mask(indices.shape, kept, mask)
     own = np.broadcast_to(labels[:, None], indices.shape)[counted]
     if own.size and not 0 <= own.min() <= own.max() < n_labels:
         raise ValueError(f"labels span {own.min()} to {own.max()}; allowed are 0 to {n_labels - 1}")
@@ -205,14 +208,3 @@ def _ratio(above, below):
     """above / below, and 0 where below is 0."""
     some = np.asarray(below) != 0
     return np.where(some, above / np.where(some, below, 1), 0.0)[()]
-
-
-def _real(rows: Array, mask: Array | None) -> Array:
-    """The rows of real tokens."""
-    return rows if mask is None else rows[mask]
-
-
-def _counted(indices: Array, kept: Array | None, mask: Array | None) -> Array:
-    """(N, K) bool: the kept assignments of real tokens."""
-    valid = np.ones(indices.shape, bool) if kept is None else kept
-    return valid if mask is None else valid & mask[:, None]

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ..types import Array, Backward
+
 
 def sinusoidal(length, width, base=10_000.0):
     """The fixed table of sines and cosines; no parameters, so no gradient.
@@ -18,7 +20,7 @@ def sinusoidal(length, width, base=10_000.0):
     return table
 
 
-def add_positions(x, table):
+def add_positions(x: Array, table: Array) -> tuple[Array, Backward]:
     """Add row t of the table to every token that stands at position t.
 
         y_bt = x_bt + table_t        dx = dy,   dtable_t = Σ_b dy_bt  (0 for rows beyond T)
@@ -42,7 +44,7 @@ def add_positions(x, table):
     return y, backward
 
 
-def rotary(x, positions, base=10_000.0):
+def rotary(x: Array, positions: Array, base=10_000.0) -> tuple[Array, Backward]:
     """Turn each pair (x_i, x_{i+P/2}) by an angle that grows with the position.
 
         y_i       = x_i cos a − x_{i+P/2} sin a

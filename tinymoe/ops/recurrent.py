@@ -15,11 +15,12 @@ H is the width of the state here. Gates stand side by side in the columns of the
 
 import numpy as np
 
+from ..types import Array, Backward
 from .linear import linear
 from .pointwise import sigmoid
 
 
-def rnn(x, w_in, w_rec, bias, h0):
+def rnn(x: Array, w_in: Array, w_rec: Array, bias: Array, h0: Array) -> tuple[tuple[Array, Array], Backward]:
     """The simple recurrent network.
 
         h_t = tanh(a_t),   a_t = x_t W + h_t−1 U + b
@@ -62,7 +63,9 @@ def rnn(x, w_in, w_rec, bias, h0):
     return (h[1:].swapaxes(0, 1), h[-1]), backward
 
 
-def gru(x, w_in, w_rec, bias, bias_rec, h0):
+def gru(
+    x: Array, w_in: Array, w_rec: Array, bias: Array, bias_rec: Array, h0: Array
+) -> tuple[tuple[Array, Array], Backward]:
     """The gated recurrent unit: a gate per channel decides how much of the old state stays.
 
         r = sigmoid(x_t W_r + b_r + h_t−1 U_r)        reset: how much of the old state the new one sees
@@ -124,7 +127,9 @@ def gru(x, w_in, w_rec, bias, bias_rec, h0):
     return (h[1:].swapaxes(0, 1), h[-1]), backward
 
 
-def lstm(x, w_in, w_rec, bias, h0, c0):
+def lstm(
+    x: Array, w_in: Array, w_rec: Array, bias: Array, h0: Array, c0: Array
+) -> tuple[tuple[Array, Array, Array], Backward]:
     """Long short-term memory: a cell c that is added to, so that its gradient passes a step unchanged where f = 1.
 
         [a_i, a_f, a_g, a_o] = x_t W + h_t−1 U + b

@@ -1,4 +1,4 @@
-"""Choosing experts: the top-k gate, the sort that groups tokens by expert, and the way there and back.
+"""The way to the experts and back: the sort that groups tokens by expert, dispatch and combine.
 
 A routing decision is a sparse matrix of experts × tokens. Sorted by expert it is in CSR form: `counts` gives the
 row lengths, `tokens` the column indices, the gate weights are the data. Dispatch is its product with x, combine
@@ -10,43 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-
-def top_k_gate(logits, k, renormalize=True):
-    """Choose each token's k best experts and weigh them.
-
-        p = softmax(logits)        S = the k largest (ties go to the lowest index)
-        renormalize:  w_i = p_i / Σ_{j∈S} p_j     dlogits_i = w_i (dw_i − Σ_{j∈S} dw_j w_j) for i∈S, exactly 0 else
-        otherwise:    w_i = p_i                   dlogits_j = p_j (dw_j 1[j∈S] − Σ_{i∈S} dw_i p_i) for all j
-
-    The choice itself has no gradient: it is constant almost everywhere and jumps at ties. With k = 1 renormalised
-    weights are all 1 and the router learns nothing from them.
-
-    logits   (N, E)
-    weights  (N, K)
-    indices  (N, K)  int, best first
-
-    Raises ValueError unless 1 ≤ k ≤ E.
-    Source: Shazeer et al. 2017, eq. 3–5; Jiang et al. 2024 (Mixtral) §2.1; Fedus et al. 2021 eq. 1–2 (k = 1, not
-    renormalised); the untitled document on the 稀疏门控 (sparse gate), §3.1 and §4: A = TopK(W, K).
-    """
-    n_experts = logits.shape[1]
-    if not 1 <= k <= n_experts:
-        raise ValueError(f"top-k is {k}; it must lie between 1 and the number of experts, {n_experts}")
-    indices = np.argsort(-logits.real, axis=1, kind="stable")[:, :k]
-    e = np.exp(logits - logits.real.max(1, keepdims=True))
-    chosen = np.take_along_axis(e, indices, 1)
-    total = chosen.sum(1, keepdims=True) if renormalize else e.sum(1, keepdims=True)  # (N, 1)
-    weights = chosen / total
-
-    def backward(dweights):
-        inner = (dweights * weights).sum(1, keepdims=True)
-        dlogits = np.zeros(e.shape, e.dtype) if renormalize else -inner * e / total
-        here = np.take_along_axis(dlogits, indices, 1)
-        dchosen = weights * (dweights - inner) if renormalize else here + weights * dweights
-        np.put_along_axis(dlogits, indices, dchosen, 1)
-        return (dlogits,)
-
-    return (weights, indices), backward
+from ..types import Array, Backward
+from .masks import as_mask
 
 
 class Assignment(NamedTuple):
@@ -63,10 +28,10 @@ def group_by_expert(indices, n_experts, kept=None):
 
     kept  (N, K) bool: the assignments that are carried out, such as those within an expert's capacity; None for all
     """
-    flat = indices.reshape(-1) if kept is None else np.where(kept, indices, n_experts).reshape(-1)
+    flat = np.where(as_mask(indices.shape, kept), indices, n_experts).reshape(-1)
     order = np.argsort(flat, kind="stable")  # dropped assignments stand last, behind all experts
     counts = np.bincount(flat, minlength=n_experts)[:n_experts]
-    m = len(flat) if kept is None else int(counts.sum())
+    m = counts.sum()
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
     return Assignment(order[:m], np.minimum(inverse, m), order[:m] // indices.shape[1], counts)
@@ -79,7 +44,7 @@ def home(rows, inverse):
     return rows[inverse]
 
 
-def dispatch(x, assignment):
+def dispatch(x: Array, assignment) -> tuple[Array, Backward]:
     """Copy every token once for each of its experts, grouped by expert.
 
         rows_m = x[tokens_m]        dx_n = Σ_j drows[inverse[nK + j]]
@@ -100,7 +65,7 @@ def dispatch(x, assignment):
     return rows, backward
 
 
-def combine(rows, weights, assignment):
+def combine(rows: Array, weights: Array, assignment) -> tuple[Array, Backward]:
     """Add up what a token's experts returned, each times its gate weight.
 
         y_n = Σ_j w_nj rows[inverse[nK + j]]
@@ -117,7 +82,7 @@ def combine(rows, weights, assignment):
     0.6·10 + 0.4·20 is 14 (it prints 16).
     """
     kept = assignment.inverse.reshape(weights.shape) < len(rows)
-    gates = weights if kept.all() else np.where(kept, weights, 0)  # since 0 · NaN would be NaN
+    gates = np.where(kept, weights, 0)  # since 0 · NaN would be NaN
     by_token = home(rows, assignment.inverse).reshape(*weights.shape, rows.shape[1])  # (N, K, D)
     y = (gates[:, None] @ by_token)[:, 0]
 

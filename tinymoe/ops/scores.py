@@ -6,11 +6,12 @@ to the router's input only: shaking it, and computing in a wider float type than
 
 import numpy as np
 
+from ..types import Array, Backward
 from .linear import linear
 from .pointwise import tanh
 
 
-def unit_rows(x, *, eps=1e-12):
+def unit_rows(x: Array, *, eps=1e-12) -> tuple[Array, Backward]:
     """Scale each row to length 1.
 
         y = x r,   r = (Σ x² + eps)^(−1/2)        dx = r (dy − y Σ dy ⊙ y)
@@ -29,7 +30,7 @@ def unit_rows(x, *, eps=1e-12):
     return y, backward
 
 
-def cosine_scores(x, router, scale, *, eps=1e-12):
+def cosine_scores(x: Array, router: Array, scale: Array, *, eps=1e-12) -> tuple[Array, Backward]:
     """The cosine of the angle between token and expert, times a learned scale: long tokens score no higher than short ones.
 
         c_ne = x̂_n · ŵ_e,   x̂, ŵ: x_n and column e of the router at length 1 (see `unit_rows`)        z = scale c
@@ -56,7 +57,7 @@ def cosine_scores(x, router, scale, *, eps=1e-12):
     return logits, backward
 
 
-def mlp_scores(x, hidden, out):
+def mlp_scores(x: Array, hidden: Array, out: Array) -> tuple[Array, Backward]:
     """A router with one hidden layer.
 
         z = tanh(x Hidden) Out        backward: through each of the three in turn
@@ -79,7 +80,7 @@ def mlp_scores(x, hidden, out):
     return logits, backward
 
 
-def jitter(x, *, factors):
+def jitter(x: Array, *, factors: Array) -> tuple[Array, Backward]:
     """Shake the router's input in training, so that nearly equal experts take turns.
 
         y = x ⊙ factors        dx = dy ⊙ factors
@@ -102,7 +103,7 @@ def jitter(x, *, factors):
     return y, backward
 
 
-def cast(x, dtype):
+def cast(x: Array, dtype) -> tuple[Array, Backward]:
     """The same values in another float type: a router in float32 or float64 whatever the model's type.
 
         y = x        dx = dy, in the type of x

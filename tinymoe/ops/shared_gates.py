@@ -10,12 +10,15 @@ all if it is to be honest about what comes next.
 
 import numpy as np
 
-from .gates import choose, pick
+from ..types import Array, Backward
 from .pointwise import sigmoid
 from .softmax import softmax
+from .top_k_gate import choose, pick
 
 
-def sinkhorn_gate(logits, k, *, balanced=True, tolerance=1e-4, iterations=100):
+def sinkhorn_gate(
+    logits: Array, k, *, balanced=True, tolerance=1e-4, iterations=100
+) -> tuple[tuple[Array, Array], Backward]:
     """Choose from a plan that gives every expert the same, but weigh by the router's own score.
 
         S = the k largest of sinkhorn(z)_n (training), of z_n (balanced = False: evaluation)
@@ -68,7 +71,7 @@ def sinkhorn(logits, *, tolerance=1e-4, iterations=100):
     return a[:, None] * cost * b
 
 
-def base_gate(scores, *, balanced=True):
+def base_gate(scores: Array, *, balanced=True) -> tuple[tuple[Array, Array], Backward]:
     """One expert for each token and equally many tokens for each expert, such that the sum of all scores is largest.
 
         indices = balanced_assignment(scores) (training), argmax (balanced = False: evaluation)
@@ -114,7 +117,7 @@ def balanced_assignment(scores):
     return linear_sum_assignment(value, maximize=True)[1][:n] % n_experts
 
 
-def expert_choice_gate(logits, capacity):
+def expert_choice_gate(logits: Array, capacity) -> tuple[tuple[Array, Array, Array], Backward]:
     """Experts choose tokens: each takes the `capacity` best of the batch, so all have the same to do.
 
         p = softmax(z) over experts        kept_ne = n is among the best of column p_·e        w = p ⊙ kept

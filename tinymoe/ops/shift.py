@@ -1,7 +1,9 @@
 """A look at the token before, the cheapest way to mix along the text."""
 
+from ..types import Array, Backward
 
-def token_shift(x, mix):
+
+def token_shift(x: Array, mix: Array) -> tuple[Array, Backward]:
     """Move every token towards the one before it, by a learned share per channel.
 
         y_bt = x_bt + mix ⊙ (x_b,t−1 − x_bt),   x_b,−1 = 0

@@ -6,13 +6,14 @@ no layer for a language model. All functions take the N tokens of one sequence, 
 
 import numpy as np
 
+from ..types import Array, Backward
 from .experts import experts
 from .pointwise import relu
 from .scores import cosine_scores
 from .softmax import softmax
 
 
-def soft_routing(x, slots, scale):
+def soft_routing(x: Array, slots: Array, scale: Array) -> tuple[tuple[Array, Array], Backward]:
     """How much of each token goes into each slot, and how much of each slot's result comes back to each token.
 
         a_ns = scale x̂_n · ŝ_s        (`cosine_scores` with 1e-6 under the root)
@@ -40,7 +41,9 @@ def soft_routing(x, slots, scale):
     return (dispatch, combine), backward
 
 
-def soft_moe(x, slots, scale, up, down, gate=None, *, activation=relu):
+def soft_moe(
+    x: Array, slots: Array, scale: Array, up: Array, down: Array, gate=None, *, activation=relu
+) -> tuple[Array, Backward]:
     """Average tokens into slots, let each expert work on its S slots, average the results for each token.
 
         dispatch, combine = soft_routing(x)        inputs = dispatchᵀ x        outputs = experts(inputs)

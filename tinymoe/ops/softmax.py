@@ -2,8 +2,11 @@
 
 import numpy as np
 
+from ..types import Array, Backward
+from .masks import count
 
-def softmax(x):
+
+def softmax(x: Array) -> tuple[Array, Backward]:
     """Turn each row of scores into probabilities.
 
         y_i = exp(x_i) / Σ_j exp(x_j)        dx = y ⊙ (dy − Σ_j dy_j y_j)
@@ -20,7 +23,7 @@ def softmax(x):
     return y, backward
 
 
-def log_sum_exp(x):
+def log_sum_exp(x: Array) -> tuple[Array, Backward]:
     """The logarithm of the softmax's denominator, a smooth maximum.
 
         y = ln Σ_j exp(x_j)        dx = dy softmax(x)
@@ -39,11 +42,42 @@ def log_sum_exp(x):
     return y, backward
 
 
-def cross_entropy(logits, targets, ignore_index=-100):
+def cross_entropies(logits: Array, targets: Array, ignore_index=-100) -> tuple[Array, Backward]:
+    """The negative log-probability of each row's target, in nats; 0 for ignored targets.
+
+        loss_n = −ln p_n[target_n],   p = softmax(logits)        dlogits_n = dloss_n (p_n − onehot(target_n)),  0 where ignored
+
+    logits   (N, V)
+    targets  (N,)    int in [0, V), or `ignore_index`
+    losses   (N,)
+
+    Raises IndexError for any other target.
+    """
+    counted = targets != ignore_index
+    if counted.any() and not 0 <= targets[counted].min() <= targets[counted].max() < logits.shape[1]:
+        raise IndexError(
+            f"targets span {targets[counted].min()} to {targets[counted].max()}; allowed are 0 to {logits.shape[1] - 1}, "
+            f"one per column, and the ignored {ignore_index}"
+        )
+    target = np.arange(len(logits)), np.where(counted, targets, 0)  # row and column
+    z = logits - logits.real.max(-1, keepdims=True)
+    e = np.exp(z)  # 1
+    total = e.sum(-1)  # 2  (N,)
+    losses = np.where(counted, np.log(total) - z[target], 0)  # 3
+
+    def backward(dlosses):  # read upwards
+        counting = np.where(counted, dlosses, 0)  # 3
+        dlogits = e * (counting / total)[:, None]  # 2 and 1
+        dlogits[target] -= counting  # 3
+        return (dlogits,)
+
+    return losses, backward
+
+
+def cross_entropy(logits: Array, targets: Array, ignore_index=-100) -> tuple[float, Backward]:
     """Mean negative log-probability of the targets, in nats; ignored targets count neither above nor below.
 
-        loss = −1/n Σ_{t not ignored} ln p_t[target_t],   p = softmax(logits),   n = number not ignored
-        dlogits_t = dloss/n (p_t − onehot(target_t)),  0 where ignored
+        loss = 1/n Σ_t loss_t,   the losses of `cross_entropies`,   n = number not ignored        dloss_t = dloss/n
 
     logits   (N, V)
     targets  (N,)    int in [0, V), or `ignore_index`
@@ -51,24 +85,13 @@ def cross_entropy(logits, targets, ignore_index=-100):
 
     Raises IndexError for any other target.
     """
-    rows = np.flatnonzero(targets != ignore_index)
-    columns = targets[rows]
-    if rows.size and not 0 <= columns.min() <= columns.max() < logits.shape[1]:
-        raise IndexError(
-            f"targets span {columns.min()} to {columns.max()}; allowed are 0 to {logits.shape[1] - 1} "
-            f"and the ignored {ignore_index}"
-        )
-    n = max(rows.size, 1)
-    z = logits - logits.real.max(-1, keepdims=True)
-    e = np.exp(z)
-    total = e.sum(-1)  # (N,)
-    loss = (np.log(total[rows]) - z[rows, columns]).sum() / n
+    losses, losses_back = cross_entropies(logits, targets, ignore_index)
+    counted = targets != ignore_index
+    n = count(counted)
+    loss = losses[counted].sum() / n
 
     def backward(dloss):
-        share = np.zeros_like(total)  # (N,) what one row's loss weighs in the mean
-        share[rows] = dloss / n
-        dlogits = e * (share / total)[:, None]
-        dlogits[rows, columns] -= share[rows]
-        return (dlogits,)
+        dlosses = np.full(losses.shape, dloss / n, losses.real.dtype)
+        return losses_back(dlosses)
 
     return loss, backward

@@ -7,10 +7,11 @@ of x is Aᵀ dy: the transpose has the same values in another order.
 import numpy as np
 
 from ..sparse import CSR, csr_matmul, dense_csr_matmul, sampled_matmul, transpose_plan
+from ..types import Array, Backward
 from .routing import Assignment
 
 
-def sparse_matmul(values, x, pattern):
+def sparse_matmul(values: Array, x: Array, pattern) -> tuple[Array, Backward]:
     """Sparse times dense.
 
         y = A x,   A = the pattern with these values
@@ -35,7 +36,7 @@ def sparse_matmul(values, x, pattern):
     return y, backward
 
 
-def sparse_linear(x, values, pattern, bias=None):
+def sparse_linear(x: Array, values: Array, pattern, bias=None) -> tuple[Array, Backward]:
     """A linear map of rows whose weight is sparse.
 
         y = x W + b,   W = the pattern with these values
@@ -64,7 +65,7 @@ def sparse_linear(x, values, pattern, bias=None):
     return y, backward
 
 
-def grouped_sparse_linear(x, values, pattern, counts):
+def grouped_sparse_linear(x: Array, values: Array, pattern, counts: Array) -> tuple[Array, Backward]:
     """A different sparse linear map for each group of consecutive rows: experts stored as one CSR matrix.
 
         y_r = x_r W_e  for the rows r of expert e,   W = the pattern with these values, W_e its rows eD to (e+1)D

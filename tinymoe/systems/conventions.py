@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..ops.balance import checked
 from ..ops.capacity import capacity
+from ..ops.masks import as_mask
 from ..ops.softmax import softmax
 
 
@@ -111,7 +111,7 @@ def balance_loss(logits, indices, convention=BALANCE["tinymoe"], *, mask=None):
     Source: the note of each convention.
     """
     n_layers, n, n_experts = logits.shape
-    real = np.ones((n_layers, n), bool) if mask is None else np.tile(checked(mask, n), (n_layers, 1))
+    real = np.tile(as_mask((n,), mask), (n_layers, 1))
     rows = (1, n_layers * n) if convention.layers == "pooled" else (n_layers, n)
     valid = real.reshape(*rows, 1)
     z = np.where(valid, logits.reshape(*rows, n_experts), 0)
@@ -122,11 +122,11 @@ def balance_loss(logits, indices, convention=BALANCE["tinymoe"], *, mask=None):
     tokens = max(int(valid[0].sum()), 1)
     f = _multi_hot(counted, n_experts, valid).sum(1, keepdims=True, dtype=p.real.dtype) / tokens
     share = f / counted.shape[-1] if convention.divided else f
-    dp = valid * share * (n_experts / tokens / (rows[0] if convention.layers == "mean" else 1))
-    loss = (dp * p).sum()
+    price = valid * share * (n_experts / tokens / (rows[0] if convention.layers == "mean" else 1))  # of a unit of p
+    loss = (price * p).sum()
 
     def backward(dloss):
-        return (p_back(dloss * dp)[0].reshape(logits.shape),)
+        return (p_back(dloss * price)[0].reshape(logits.shape),)
 
     return loss, backward
 

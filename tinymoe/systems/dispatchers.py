@@ -55,6 +55,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..ops import combine, dispatch, dispatch_matrix, experts, group_by_expert, relu, sparse_matmul
+from ..ops.masks import as_mask
 
 
 def loop_dispatch(x, weights, up, down, gate=None, *, indices, kept=None, activation=relu):
@@ -301,7 +302,7 @@ def exchanged_bytes(indices, n_experts, row_bytes, *, ranks, kept=None):
     What stays on its rank counts 0. The way back is the transpose, and backward repeats both: a layer and its gradient
     move four times the sum. The numbers of the experts, which travel along once, are not counted.
     """
-    valid = np.ones(indices.shape, bool) if kept is None else kept
+    valid = as_mask(indices.shape, kept)
     rows = np.array([[g.sum() for g in row] for row in _journeys(indices, valid, n_experts, ranks)])
     np.fill_diagonal(rows, 0)
     return rows * row_bytes
@@ -309,14 +310,12 @@ def exchanged_bytes(indices, n_experts, row_bytes, *, ranks, kept=None):
 
 def _mask(x, weights, indices, kept, n_experts):
     """`kept`, or all of them; raises ValueError for shapes that don't fit and for kept indices that are no expert."""
-    valid = np.ones(indices.shape, bool) if kept is None else kept
-    if not indices.ndim == 2 or not indices.shape == weights.shape == valid.shape or len(x) != len(indices):
+    if not indices.ndim == 2 or not indices.shape == weights.shape or len(x) != len(indices):
         raise ValueError(
-            f"indices have shape {indices.shape}, weights {weights.shape}, kept {valid.shape} and x {x.shape}; "
-            "the first three must be (N, K) and x (N, D)"
+            f"indices have shape {indices.shape}, weights {weights.shape} and x {x.shape}; the first two must be (N, K) "
+            "and x (N, D)"
         )
-    if valid.dtype != bool:
-        raise ValueError(f"kept has dtype {valid.dtype}; it must be bool")
+    valid = as_mask(indices.shape, kept)
     used = indices[valid]
     if used.size and not 0 <= used.min() <= used.max() < n_experts:
         raise ValueError(f"indices span {used.min()} to {used.max()}; allowed are 0 to {n_experts - 1}")

@@ -4,7 +4,8 @@ import numpy as np
 
 from ...gradcheck import check_gradients
 from ...ops import expert_choice_gate, noisy_top_k_gate, softmax, top_k_gate, top_k_softmax
-from ...ops.gates import choose, limit_groups, pick, smooth_load
+from ...ops.gates import limit_groups, smooth_load
+from ...ops.top_k_gate import choose, pick
 from .exhibit import Exhibit, require
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from ...gradcheck import check_gradients
 from ...ops import group_by_expert, jitter, keep_within_capacity, linear, moe, relu, softmax, top_k_gate
-from ...ops.gates import pick
+from ...ops.top_k_gate import pick
 from ..dispatchers import grouped_dispatch, one_hot_dispatch
 from .exhibit import Exhibit, require
 

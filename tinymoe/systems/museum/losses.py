@@ -8,7 +8,7 @@ import numpy as np
 
 from ...gradcheck import check_gradients
 from ...ops import expert_shares, load_balance, softmax
-from ...ops.gates import pick
+from ...ops.top_k_gate import pick
 from ..conventions import balance_loss
 from .exhibit import Exhibit, require
 

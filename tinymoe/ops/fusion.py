@@ -1,58 +1,15 @@
-"""Where two sequences meet: attention without a mask, and pictures joined to text as a prefix or as a sum.
+"""Where a picture meets text: joined to it as a prefix, or added to it.
 
 A picture comes as R rows, one for each patch, that have the width of the text's rows already: where the two differ, a
 projection comes first (`models/vision.py`).
 """
 
-import math
-
 import numpy as np
 
-
-def full_attention(q, k, v):
-    """Scaled dot-product attention in which every query sees every key; grouped key/value heads.
-
-        s_ij = q_i · k_j / √P        a = softmax_j(s)        y_i = Σ_j a_ij v_j
-
-        dv_j = Σ_i a_ij dy_i        da_ij = dy_i · v_j        ds_ij = a_ij (da_ij − δ_i)
-        dq_i = Σ_j ds_ij k_j / √P   dk_j = Σ_i ds_ij q_i / √P,     δ_i = Σ_j da_ij a_ij = dy_i · y_i
-
-    With q, k and v of one sequence it is the attention of an encoder, with k and v of another cross-attention. Nothing
-    says where a key stands: keys and values in another order give the same y.
-
-    q  (B, H, T, P)
-    k  (B, G, S, P)  S keys; G divides H: query head h reads key/value head ⌊h G/H⌋
-    v  (B, G, S, P)
-    y  (B, H, T, P)  zeros where there are no keys
-
-    Raises ValueError when G does not divide H.
-    Source: Vaswani et al. 2017, eq. 1 and §3.2.3; Ainslie et al. 2023 (groups).
-    """
-    (B, H, T, P), G = q.shape, k.shape[1]
-    if H % G:
-        raise ValueError(f"{G} key/value heads do not divide {H} query heads")
-    queries = q.reshape(B, G, H // G, T, P) / math.sqrt(P)
-    keys, values = k[:, :, None], v[:, :, None]  # (B, G, 1, S, P)
-    a = keys @ queries.swapaxes(-1, -2)  # (B, G, H/G, S, T), key j × query i, as in `causal_attention`
-    a -= a.real.max(-2, keepdims=True, initial=-np.inf)
-    np.exp(a, out=a)
-    a /= a.sum(-2, keepdims=True)
-    y = a.swapaxes(-1, -2) @ values  # (B, G, H/G, T, P)
-
-    def backward(dy):
-        dy = dy.reshape(y.shape)
-        dv = (a @ dy).sum(2)
-        ds = values @ dy.swapaxes(-1, -2)
-        ds -= np.vecdot(dy, y)[..., None, :]
-        ds *= a
-        dk = (ds @ queries).sum(2)
-        dq = (ds.swapaxes(-1, -2) @ keys) / math.sqrt(P)
-        return dq.reshape(q.shape), dk, dv
-
-    return y.reshape(q.shape), backward
+from ..types import Array, Backward
 
 
-def fuse_prefix(features, text):
+def fuse_prefix(features: Array, text: Array) -> tuple[Array, Backward]:
     """Put a picture's rows in front of the text's, so that causal attention lets the text see the picture.
 
         y = [features, text]        dfeatures = dy[:, :R],   dtext = dy[:, R:]
@@ -73,7 +30,7 @@ def fuse_prefix(features, text):
     return y, backward
 
 
-def fuse_additive(features, text):
+def fuse_additive(features: Array, text: Array) -> tuple[Array, Backward]:
     """Add the mean of a picture's rows to every row of the text.
 
         y_bt = text_bt + 1/R Σ_r features_br        dfeatures_br = 1/R Σ_t dy_bt,   dtext = dy
@@ -94,13 +51,13 @@ def fuse_additive(features, text):
     y = text + features.mean(1, keepdims=True)
 
     def backward(dy):
-        share = dy.sum(1, keepdims=True) / features.shape[1]
-        return np.broadcast_to(share, features.shape).copy(), dy.copy()
+        dmean = dy.sum(1, keepdims=True)
+        return np.broadcast_to(dmean / features.shape[1], features.shape).copy(), dy.copy()
 
     return y, backward
 
 
-def text_rows(y, rows):
+def text_rows(y: Array, rows) -> tuple[Array, Backward]:
     """Take the text back from behind a prefix of R = `rows` rows.
 
         text = y[:, R:]        dy = [0, dtext]
