@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tinymoe.data.pictures import encode_captions, shapes
 
 from tinymoe import ops, optim
+from tinymoe.data.pictures import encode_captions, shapes
 from tinymoe.data.windows import Batch
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models.config import ENCODERS, FUSIONS, LanguageConfig, VisionConfig
