@@ -89,7 +89,7 @@ def test_nothing_is_dropped_in_evaluation_and_capacity_holds_in_training():
     params, config = model(capacity_factor=0.5)
     ids = np.random.default_rng(1).integers(0, 11, (3, 8))
     (_, _, routed), _ = forward(params, config, ids)
-    assert all(r.kept is None for r in routed)
+    assert all(r.kept.all() for r in routed)
     (_, _, routed), _ = forward(params, config, ids, np.random.default_rng(2))
     room = ops.capacity(24, 4, 2, 0.5)
     for r in routed:

@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,11 @@ import numpy as np
 
 from .. import __version__, ops
 from ..errors import Parser, UserError, run, say
-from ..ops.balance import importance, sequence_balance, squared_variation, z_loss
-from ..ops.capacity import keep_within_capacity, renormalize_kept
-from ..ops.gates import limit_groups, noisy_top_k_gate, sigmoid_gate
-from ..ops.shared_gates import expert_choice_gate
+from ..ops.gates import limit_groups
 from ..runs.checkpoint import write_atomically
+from ..types import Array, Backward
 
-Array = np.ndarray
-Arrays = dict[str, Array]
+Arrays = dict[str, Any]  # of arrays, by name
 
 MANIFEST, COMPARE = "manifest.json", "compare.py"
 ACTIVATIONS = {"silu": ops.silu, "relu": ops.relu, "gelu_tanh": ops.gelu}
@@ -239,71 +237,79 @@ def to_bfloat16(a: Array) -> Array:
 
 def solve(given: Arrays, c: Convention) -> Arrays:
     """All results and gradients of a case, by name."""
-    real = given.get("mask", np.ones(len(given["x"]), bool))
-    x, dy = (np.where(real[:, None], given[name], 0) for name in ("x", "dy"))
-    results, route_back = (route_noisy if c.routing == "noisy" else route)(x, given, c)
-    assignment = ops.group_by_expert(results["indices"], c.experts, results["kept"])
-    rows, dispatch_back = ops.dispatch(x, assignment)
+    real = ops.as_mask(given["x"].shape[:1], given.get("mask"))
+    (x, _), (dy, _) = (ops.without_padding(given[name], real) for name in ("x", "dy"))
     matrices = {m: given[m] for m in MATRICES if m in given}
-    activation = ACTIVATIONS[c.activation]
-    outputs, experts_back = ops.experts(rows, *matrices.values(), counts=assignment.counts, activation=activation)
-    y, combine_back = ops.combine(outputs, results["weights"], assignment)
-
-    doutputs, dweights = combine_back(dy)  # from here read upwards
-    drows, *dmatrices = experts_back(doutputs)
-    gradients = route_back(dweights)
-    gradients["dx"] = gradients["dx"] + dispatch_back(drows)[0]
+    options = {"activation": ACTIVATIONS[c.activation]}
+    router = partial(route_noisy if c.routing == "noisy" else route, c=c)
+    (y, loss, decision), layer_back = ops.moe_layer(x, given, *matrices.values(), route=router, **options)
+    dx, gradients, *dmatrices = layer_back(dy, 1.0)
     gradients |= {f"d{m}": dm for m, dm in zip(matrices, dmatrices, strict=True)}
 
     if c.shared_expert:  # one more expert, to which all tokens go
         shared = {f"shared_{m}": given[f"shared_{m}"][None] for m in matrices}
-        more, shared_back = ops.experts(x, *shared.values(), counts=[len(x)], activation=activation)
-        dx, *dshared = shared_back(dy)
-        y, gradients["dx"] = y + more, gradients["dx"] + dx
+        more, shared_back = ops.experts(x, *shared.values(), counts=[len(x)], **options)
+        dx_shared, *dshared = shared_back(dy)
+        y, dx = y + more, dx + dx_shared
         gradients |= {f"d{m}": dm[0] for m, dm in zip(shared, dshared, strict=True)}
 
-    results["indices"] = np.where(real[:, None], results["indices"], -1)
-    results |= {"order": assignment.order, "inverse": assignment.inverse, "outputs": outputs, "y": y}
-    results["offsets"] = np.concatenate([[0], np.cumsum(assignment.counts)])
-    results["objective"] = (dy * y).sum() + sum(given[f"d{loss}"] * results[loss] for loss in c.losses)
-    return results | gradients
+    # what stands in between, for those whose y differs
+    assignment = ops.group_by_expert(decision.indices, c.experts, decision.kept)
+    rows, _ = ops.dispatch(x, assignment)
+    outputs, _ = ops.experts(rows, *matrices.values(), counts=assignment.counts, **options)
+    between = {"order": assignment.order, "inverse": assignment.inverse, "outputs": outputs}
+    between |= {"offsets": np.concatenate([[0], np.cumsum(assignment.counts)])}
+    between |= {"indices": np.where(real[:, None], decision.indices, -1)}
+    return decision.results | between | gradients | {"dx": dx, "y": y, "objective": (dy * y).sum() + loss}
 
 
-def route(x: Array, given: Arrays, c: Convention) -> tuple[Arrays, Callable[[Array], Arrays]]:
-    """(results by name, backward) of router, gate, capacity and losses; backward takes dweights of the kept."""
+class Decision(NamedTuple):
+    """What a router decides, as `ops.moe_layer` asks for it, and all that it found, by name."""
+
+    indices: Array  # (N, K) int
+    counts: Array  # (E,) int, assignments per expert
+    kept: Array  # (N, K) bool
+    results: Arrays
+
+
+def route(x: Array, given: Arrays, c: Convention) -> tuple[tuple[Array, float, Decision], Backward]:
+    """Router, gate, capacity and losses, for `ops.moe_layer`: (weights of the kept, the losses' part of the objective,
+    `Decision`), and a backward that returns dx and the other gradients by name."""
     mask = given.get("mask")
     logits, router_back = ops.linear(x, given["router"])
     (raw, indices, chosen), gate_back = choose(logits, given, c)
     if c.priority is None:
-        kept = chosen if mask is None else chosen & mask[:, None]
+        kept = ops.as_mask(indices.shape, chosen, mask)
     else:
-        kept = keep_within_capacity(indices, c.experts, c.capacity, priority=c.priority, mask=mask)
-    weights, keep_back = renormalize_kept(raw, kept) if c.normalize == "kept" else only_kept(raw, kept)
+        kept = ops.keep_within_capacity(indices, c.experts, c.capacity, priority=c.priority, mask=mask)
+    weights, keep_back = ops.renormalize_kept(raw, kept) if c.normalize == "kept" else only_kept(raw, kept)
     makers: dict[str, Callable[[], Any]] = {
         "balance": lambda: ops.load_balance(logits, indices, mask=mask),
-        "z_loss": lambda: z_loss(logits, mask=mask),
-        "sequence_balance": lambda: sequence_balance(logits, c.k, c.sequences, mask=mask),
+        "z_loss": lambda: ops.z_loss(logits, mask=mask),
+        "sequence_balance": lambda: ops.sequence_balance(logits, c.k, c.sequences, mask=mask),
     }
     losses = {name: makers[name]() for name in c.losses}
-    results = {"logits": logits, "indices": indices, "weights": weights, "kept": kept}
-    results |= {name: loss for name, (loss, _) in losses.items()}
+    results = {"logits": logits, "weights": weights, "kept": kept} | {name: loss for name, (loss, _) in losses.items()}
+    objective = sum(given[f"d{name}"] * loss for name, (loss, _) in losses.items())
 
-    def backward(dweights: Array) -> Arrays:
+    def backward(dweights: Array, dobjective: float) -> tuple[Array, Arrays]:  # read upwards
+        of_losses = (loss_back(dobjective * given[f"d{name}"])[0] for name, (_, loss_back) in losses.items())
         (from_gate,) = gate_back(*keep_back(dweights))
-        dlogits = from_gate + sum(loss_back(given[f"d{name}"])[0] for name, (_, loss_back) in losses.items())
+        dlogits = from_gate + sum(of_losses)
         dx, drouter = router_back(dlogits)
-        return {"dx": dx, "drouter": drouter, "dlogits": dlogits, "dweights": dweights}
+        return dx, {"drouter": drouter, "dlogits": dlogits, "dweights": dweights}
 
-    return results, backward
+    counts = np.bincount(indices[kept], minlength=c.experts)
+    return (weights, objective, Decision(indices, counts, kept, results)), backward
 
 
 def choose(logits: Array, given: Arrays, c: Convention) -> Any:
     """(weights, indices, chosen), backward: whichever gate the convention names; nothing is dropped yet."""
     if c.routing == "expert choice":
-        return expert_choice_gate(logits, c.capacity)
+        return ops.expert_choice_gate(logits, c.capacity)
     if c.routing == "sigmoid":
         limit = {"groups": c.groups, "kept_groups": c.kept_groups}
-        (weights, indices), backward = sigmoid_gate(logits, c.k, bias=given["bias"], scale=c.scale, **limit)
+        (weights, indices), backward = ops.sigmoid_gate(logits, c.k, bias=given["bias"], scale=c.scale, **limit)
     else:
         renormalize = c.normalize == "chosen"
         (weights, indices), backward = ops.top_k_gate(logits, c.k, renormalize, scale=c.scale)
@@ -320,28 +326,31 @@ def only_kept(weights: Array, kept: Array) -> tuple[Array, Callable[[Array], tup
     return y, backward
 
 
-def route_noisy(x: Array, given: Arrays, c: Convention) -> tuple[Arrays, Callable[[Array], Arrays]]:
+def route_noisy(x: Array, given: Arrays, c: Convention) -> tuple[tuple[Array, float, Decision], Backward]:
     """`route` for the noisy gate, whose losses come from the weights and from the load."""
     logits, router_back = ops.linear(x, given["router"])
     spread, spread_back = ops.linear(x, given["noise_router"])
-    (weights, indices, load), gate_back = noisy_top_k_gate(logits, spread, c.k, noise=given["noise"])
-    of_expert, importance_back = importance(weights, indices, c.experts)
-    importance_loss, of_importance_back = squared_variation(of_expert)
-    load_loss, of_load_back = squared_variation(load)
-    results: dict[str, Any] = {"logits": logits, "spread": spread, "load": load, "indices": indices, "weights": weights}
-    results |= {"kept": np.ones(indices.shape, bool), "importance_loss": importance_loss, "load_loss": load_loss}
+    (weights, indices, load), gate_back = ops.noisy_top_k_gate(logits, spread, c.k, noise=given["noise"])
+    of_expert, importance_back = ops.importance(weights, indices, c.experts)
+    importance_loss, of_importance_back = ops.squared_variation(of_expert)
+    load_loss, of_load_back = ops.squared_variation(load)
+    objective = given["dimportance_loss"] * importance_loss + given["dload_loss"] * load_loss
 
-    def backward(dweights_of_y: Array) -> Arrays:
-        (dload,) = of_load_back(given["dload_loss"])
-        (dimportance,) = of_importance_back(given["dimportance_loss"])
+    def backward(dweights_of_y: Array, dobjective: float) -> tuple[Array, Arrays]:  # read upwards
+        (dload,) = of_load_back(dobjective * given["dload_loss"])
+        (dimportance,) = of_importance_back(dobjective * given["dimportance_loss"])
         dweights = dweights_of_y + importance_back(dimportance)[0]
         dlogits, dspread = gate_back(dweights, dload)
         dx_noise, dnoise_router = spread_back(dspread)
         dx, drouter = router_back(dlogits)
-        gradients = {"dx": dx + dx_noise, "drouter": drouter, "dnoise_router": dnoise_router}
-        return gradients | {"dlogits": dlogits, "dspread": dspread, "dweights": dweights}
+        gradients = {"drouter": drouter, "dnoise_router": dnoise_router, "dlogits": dlogits, "dspread": dspread}
+        return dx + dx_noise, gradients | {"dweights": dweights}
 
-    return results, backward
+    kept = np.ones(indices.shape, bool)
+    results: Arrays = {"logits": logits, "spread": spread, "load": load, "weights": weights, "kept": kept}
+    results |= {"importance_loss": importance_loss, "load_loss": load_loss}
+    counts = np.bincount(indices.reshape(-1), minlength=c.experts)
+    return (weights, objective, Decision(indices, counts, kept, results)), backward
 
 
 def margin(given: Arrays, results: Arrays, c: Convention) -> float | None:
@@ -349,8 +358,7 @@ def margin(given: Arrays, results: Arrays, c: Convention) -> float | None:
 
     A kernel whose scores are off by more than half of it may choose otherwise, and is then not comparable.
     """
-    real = given.get("mask", np.ones(len(given["x"]), bool))
-    scores = results["logits"][real]
+    scores = results["logits"][ops.as_mask(given["x"].shape[:1], given.get("mask"))]
     if c.routing == "noisy":
         scores = scores + given["noise"] * (ops.softplus(results["spread"])[0] + 0.01)
     gaps = [np.diff(np.sort(scores, 1)[:, -c.k - 1 :])]

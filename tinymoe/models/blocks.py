@@ -4,6 +4,7 @@ Each function here reads downwards in the forward and upwards in the backward, a
 parameters.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from .. import ops
 from .config import EXPERT_KINDS, LanguageConfig
 from .parameters import Attention, Block, Experts, Mixture, Norm, Recurrent, Router, Shared
-from .routers import Situation, balance, route, unchanged
+from .routers import Situation, route, unchanged
 
 
 def normalize(x, p: Norm):
@@ -108,24 +109,20 @@ def mixture(x, p: Mixture, config: LanguageConfig, at: Situation):
         return dense(x, p, config)
     if config.router == "soft":
         return soft_mixture(x, p, config, at)
-    tokens, mask_back = masked(x, at.mask)
-    choice, route_back = route(tokens, p.router, config, at)
-    (loss, report), balance_back = balance(choice, config, at)
-    assignment = ops.group_by_expert(choice.indices, config.experts, choice.kept)
-    routed, experts_back = ops.routed_experts(
-        tokens, choice.weights, *matrices(p.experts), assignment=assignment, activation=EXPERT_KINDS[config.expert_kind]
+    tokens, padding_back = unchanged(x) if at.mask is None else ops.without_padding(x, at.mask)
+    activation = EXPERT_KINDS[config.expert_kind]
+    (routed, loss, choice), layer_back = ops.moe_layer(
+        tokens, p.router, *matrices(p.experts), route=partial(route, config=config, at=at), activation=activation
     )
     y, shared_back = with_shared(tokens, routed, p.shared, config)
 
     def backward(dy, dloss):
         dtokens_shared, drouted, dshared = shared_back(dy)
-        dtokens_experts, dweights, *dexperts = experts_back(drouted)
-        dweights_balance, dlogits, dload = balance_back(dloss)
-        dtokens_router, drouter = route_back(dweights + dweights_balance, dlogits, dload)
-        (dx,) = mask_back(dtokens_shared + dtokens_experts + dtokens_router)
+        dtokens, drouter, *dexperts = layer_back(drouted, dloss)
+        (dx,) = padding_back(dtokens + dtokens_shared)
         return dx, Mixture(router=drouter, experts=gradient_of_experts(*dexperts), shared=dshared)
 
-    return (y, loss, choice._replace(balance=report)), backward
+    return (y, loss, choice), backward
 
 
 def dense(x, p: Mixture, config: LanguageConfig):
@@ -143,8 +140,8 @@ def soft_mixture(x, p: Mixture, config: LanguageConfig, at: Situation):
     """Soft MoE, each sequence on its own: its experts see weighted means of the sequence's tokens, padding left out."""
     router: Any = p.router
     activation = EXPERT_KINDS[config.expert_kind]
-    numbers = np.arange(len(x)).reshape(at.batch, -1)
-    rows = [sequence if at.mask is None else sequence[at.mask[sequence]] for sequence in numbers]
+    real = ops.as_mask((len(x),), at.mask)
+    rows = [sequence[real[sequence]] for sequence in np.arange(len(x)).reshape(at.batch, -1)]
     outputs, soft_backs = zip(
         *[
             ops.soft_moe(x[some], router.weight, router.scale[0], *matrices(p.experts), activation=activation)
@@ -226,18 +223,6 @@ def matrices(p: Experts):
 def gradient_of_experts(up, down, gate=None):
     """`Experts` from the gradients that `ops.experts` returns, which has none for an absent gate."""
     return Experts(up=up, down=down, gate=gate)
-
-
-def masked(x, mask):
-    """Zeros in place of padding, whatever stood there; x and y (N, D)."""
-    if mask is None:
-        return unchanged(x)
-    y = np.where(mask[:, None], x, 0)
-
-    def backward(dy):
-        return (np.where(mask[:, None], dy, 0),)
-
-    return y, backward
 
 
 def block(x, p: Block, config: LanguageConfig, at: Situation):

@@ -102,7 +102,7 @@ def _skeleton(config: LanguageConfig) -> Language:
 def layer_report(routed: Choice) -> LayerReport:
     """What a router's choice comes to."""
     asked = routed.counts.sum()
-    dropped = 0.0 if routed.kept is None or asked == 0 else 1 - routed.kept.sum() / asked
+    dropped = 1 - routed.kept.sum() / asked if asked else 0.0
     entropy = math.nan
     if routed.logits is not None and np.isfinite(routed.logits).all():
         p, _ = ops.softmax(routed.logits)

@@ -1,7 +1,7 @@
 """Which experts a token visits, and what it costs to send too many to one: router, capacity and balancing losses.
 
 logits = scores(x)                     dot product, cosine, or a small network
-weights, indices = gate(logits)        one of the routers in `ops/gates.py`
+weights, indices = gate(logits)        a gate of `ops/top_k_gate.py`, `gates.py` or `shared_gates.py`
 kept = within each expert's capacity   in training, if there is one
 loss = Σ of the balancing losses       functions of logits, weights and load
 """
@@ -72,14 +72,29 @@ class Choice(NamedTuple):
     logits: Any  # (N, E); None for a table
     load: Any  # (E,) smooth load, router noisy only
     indices: Array  # (N, K) int
-    kept: Array | None  # (N, K) bool, False for an assignment that is not carried out; None if all are
+    kept: Array  # (N, K) bool, False for an assignment that is not carried out
     counts: Array  # (E,) int, assignments that were asked for, before any was dropped for lack of room
     real: Array | None = None  # (N,) bool, False for padding; None if there is none
     balance: float = 0.0  # sum of the balancing losses, for reports
 
 
 def route(x, p: Router, config: LanguageConfig, at: Situation):
-    """Choose experts for each row of x (N, D). Returns a `Choice`; backward(dweights, dlogits, dload) → (dx, Router)."""
+    """The model's router, as `ops.moe_layer` asks for one: choose experts for each row of x (N, D), and balance them.
+
+    Returns (weights (N, K), loss, `Choice`), the loss weighed; backward(dweights, dloss) → (dx, Router).
+    """
+    choice, decide_back = decide(x, p, config, at)
+    (loss, report), balance_back = balance(choice, config, at)
+
+    def backward(dweights, dloss):  # read upwards
+        dweights_balance, dlogits, dload = balance_back(dloss)
+        return decide_back(dweights + dweights_balance, dlogits, dload)
+
+    return (choice.weights, loss, choice._replace(balance=report)), backward
+
+
+def decide(x, p: Router, config: LanguageConfig, at: Situation):
+    """Scores, gate and capacity. Returns a `Choice`; backward(dweights, dlogits, dload) → (dx, Router)."""
     if config.router in ("hash", "partition"):
         return from_table(x, p, config, at)
     logits, scores_back = scores(x, p, config, at)
@@ -216,13 +231,10 @@ def within_capacity(weights, indices, kept, config: LanguageConfig, at: Situatio
 
     Padding asks for nothing. Capacity holds in training only.
     """
-    if at.mask is not None:
-        real = np.broadcast_to(at.mask[:, None], indices.shape)
-        kept = real if kept is None else kept & real
-    asked = indices if kept is None else indices[kept]
-    counts = np.bincount(asked.reshape(-1), minlength=config.experts)
-    if config.capacity_factor and at.rng is not None and config.router != "expert-choice":
-        tokens = len(indices) if at.mask is None else int(at.mask.sum())
+    kept = ops.as_mask(indices.shape, kept, at.mask)
+    counts = np.bincount(indices[kept], minlength=config.experts)
+    if config.capacity_factor and at.training and config.router != "expert-choice":
+        tokens = int(ops.as_mask(indices.shape[:1], at.mask).sum())
         room = ops.capacity(tokens, config.experts, indices.shape[1], config.capacity_factor)
         options = {"priority": config.drop, "weights": weights.real, "rng": at.rng, "kept": kept}
         kept = ops.keep_within_capacity(indices, config.experts, room, **options)

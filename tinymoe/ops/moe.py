@@ -21,7 +21,7 @@ class Routing(NamedTuple):
     indices: Array  # (N, K) int
     weights: Array  # (N, K)
     counts: Array  # (E,) int, assignments per expert
-    kept: Array | None = None  # (N, K) bool, False for an assignment that is not carried out; None if all are
+    kept: Array  # (N, K) bool, False for an assignment that is not carried out
 
 
 def moe(
@@ -105,13 +105,14 @@ def top_k_route(x: Array, router: Array, k, renormalize=True) -> tuple[tuple[Arr
     (weights, indices), gate_back = top_k_gate(logits, k, renormalize)  # 2
     balance, balance_back = load_balance(logits, indices)  # 3
     counts = np.bincount(indices.reshape(-1), minlength=router.shape[1])
+    routing = Routing(logits, indices, weights, counts, kept=np.ones(indices.shape, bool))
 
     def backward(dweights, dbalance):  # read upwards
         (dlogits_balance,) = balance_back(dbalance)  # 3
         (dlogits_gate,) = gate_back(dweights)  # 2
         return linear_back(dlogits_gate + dlogits_balance)  # 1
 
-    return (weights, balance, Routing(logits, indices, weights, counts)), backward
+    return (weights, balance, routing), backward
 
 
 def routed_experts(
