@@ -1,7 +1,7 @@
-"""How the products use memory: some rows at a time, few enough to stay in the cache, and one buffer for all of them.
+"""How the products use memory: some rows at a time, so that what is worked on stays in the cache, in one buffer.
 
-Fresh memory can cost ten times the copy itself. So what is filled in or gathered here goes to a buffer that the next
-step overwrites: use it at once.
+Fresh memory can cost ten times the copy itself. So `equal_rows` and `filled_in` yield a buffer that the next step
+overwrites: use it at once.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def equal_rows(
             n = min(step, stop - first)
             block = slice(begin, begin := begin + n * length)
             named = buffer[: n * length * width].reshape(n, length, width)
-            x.take(indices[block].reshape(n, length), axis=0, out=named, mode="clip")  # other modes would copy it
+            x.take(indices[block].reshape(n, length), axis=0, out=named, mode="clip")  # mode "raise" buffers
             yield order[first : first + n], values[block].reshape(n, length), named
 
 
