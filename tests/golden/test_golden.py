@@ -14,6 +14,9 @@ import pytest
 
 from tinymoe.errors import UserError
 from tinymoe.golden import __main__ as golden
+from tinymoe.golden.agreements import Convention
+from tinymoe.golden.cases import draw
+from tinymoe.golden.solve import choose, solve
 
 NAMES = list(golden.CASES)
 every_case = pytest.mark.parametrize("name", NAMES)
@@ -74,11 +77,11 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(files):
 
 def test_a_case_does_not_depend_on_the_others():
     """Its numbers come from its name, so that adding a case leaves all vectors as they were."""
-    before = golden.draw("swiglu", 3)
-    golden.draw("relu", 3)
-    for name, array in golden.draw("swiglu", 3).items():
+    before = draw("swiglu", 3)
+    draw("relu", 3)
+    for name, array in draw("swiglu", 3).items():
         np.testing.assert_array_equal(array, before[name])
-    assert not np.array_equal(golden.draw("z_loss", 3)["x"], before["x"])
+    assert not np.array_equal(draw("z_loss", 3)["x"], before["x"])
 
 
 @every_case
@@ -175,8 +178,8 @@ def test_scores_may_be_off_by_half_the_margin_and_not_by_more(name, manifest):
     if not gap:
         assert name in ("ties", "no_tokens")
         return
-    given = golden.draw(name, 0)
-    results = golden.solve(given, case.convention)
+    given = draw(name, 0)
+    results = solve(given, case.convention)
     real = given.get("mask", np.ones(case.tokens, bool))
     logits, noise = results["logits"][real], 0
     if name == "noisy":
@@ -185,8 +188,8 @@ def test_scores_may_be_off_by_half_the_margin_and_not_by_more(name, manifest):
 
     def choices(push):
         shift = np.where(even_rank, -push, push) * gap + noise
-        convention = golden.Convention() if name == "noisy" else case.convention
-        (_, indices, chosen), _ = golden.choose(logits + shift, given, convention)
+        convention = Convention() if name == "noisy" else case.convention
+        (_, indices, chosen), _ = choose(logits + shift, given, convention)
         return [*indices.flat, *chosen.flat]
 
     right = choices(0)
@@ -215,14 +218,14 @@ def test_margins_of_choices_that_are_not_among_logits(files, manifest):
 def test_gradients_are_derivatives_of_the_objective(name):
     """By central differences, for all given arrays at once along a random direction. Across ties there is no derivative."""
     case, rng = golden.CASES[name], np.random.default_rng(6)
-    given = golden.draw(name, 2)
-    gradients = golden.solve(given, case.convention)
+    given = draw(name, 2)
+    gradients = solve(given, case.convention)
     inputs = [key for key in given if f"d{key}" in gradients and not (name == "ties" and key in ("x", "router"))]
     assert {"up", "down"} <= set(inputs)
     direction = {key: rng.standard_normal(given[key].shape) for key in inputs}
     step = 1e-6
     ends = (
-        golden.solve(given | {key: given[key] + sign * step * v for key, v in direction.items()}, case.convention)
+        solve(given | {key: given[key] + sign * step * v for key, v in direction.items()}, case.convention)
         for sign in (1, -1)
     )
     slope = np.subtract(*(end["objective"] for end in ends)) / (2 * step)
