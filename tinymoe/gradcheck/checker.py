@@ -134,25 +134,31 @@ def check_gradients(
 
     for i, g in zip(places, gradients, strict=True):
         slope = Slope(outputs, args, i, dys, y, method, step or STEP[method], float(np.linalg.norm(g)), tolerance)
-        entry = InputReport(labels[i], args[i].shape)
-        for _ in range(directions):
-            entry.error = max(entry.error, slope.error(rng.standard_normal(args[i].shape), g))
-        if entry.error > tolerance:
-            entry.wrong_at, entry.expected, entry.found = _worst_element(slope, g, rng)
-            if slope.bent:
-                raise MarginError(
-                    f"{report.title}: there is a jump or a kink within the step along {labels[i]}; "
-                    "use another input or a smaller step"
-                )
-        elif slope.unsure:
-            raise MarginError(
-                f"{report.title}: beside the size of the outputs the slope along {labels[i]} is too small to tell "
-                "right from wrong; use another input"
-            )
-        report.inputs.append(entry)
+        report.inputs.append(_compare(slope, g, InputReport(labels[i], args[i].shape), directions, report, rng))
 
     report.problems += _behaviour_problems(backward, dys, gradients, floats, before, rng)
     return report
+
+
+def _compare(
+    slope: Slope, gradient: Array, entry: InputReport, directions: int, report: Report, rng: np.random.Generator
+) -> InputReport:
+    """Fill in what the slopes along random directions say of a gradient; raises MarginError where they can't tell."""
+    for _ in range(directions):
+        entry.error = max(entry.error, slope.error(rng.standard_normal(entry.shape), gradient))
+    if entry.error > report.tolerance:
+        entry.wrong_at, entry.expected, entry.found = _worst_element(slope, gradient, rng)
+        if slope.bent:
+            raise MarginError(
+                f"{report.title}: there is a jump or a kink within the step along {entry.name}; "
+                "use another input or a smaller step"
+            )
+    elif slope.unsure:
+        raise MarginError(
+            f"{report.title}: beside the size of the outputs the slope along {entry.name} is too small to tell "
+            "right from wrong; use another input"
+        )
+    return entry
 
 
 class _BrokenRule(Exception):

@@ -8,7 +8,7 @@ Each function here reads downwards in the forward and upwards in the backward. T
 composition of the gradients of its operations, and has the type of the parameters: `Language`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,32 +85,18 @@ def read_on(
     placed, place_back = place(e, params, config, len(given))
     (fused, seen_ids, seen_mask), fuse_back = with_picture(placed, given, params.vision, config)
     at = Situation(len(given), seen_ids, rng, seen_mask, balancing)
-    x, drop_back = drop(fused, config.dropout, rng)
-    block_backs, losses, records = [], [], []
-    carried = []
-    for layer, p in enumerate(params.blocks):
-        share, state = (None if each is None else each[layer] for each in (shares, states))
-        (x, layer_loss, routed, state_after), block_back = block(x, p, config, at._replace(shares=share, state=state))
-        carried.append(state_after)
-        block_backs.append(block_back)
-        losses.append(layer_loss)
-        records.append(routed)
+    dropped, drop_back = drop(fused, config.dropout, rng)
+    (x, losses, records, carried), blocks_back = through_blocks(dropped, params.blocks, config, at, shares, states)
     rows = x.reshape(len(given), -1, config.width)
     text, text_back = ops.text_rows(rows, rows.shape[1] - ids.shape[1])
     n, norm_back = normalize(text.reshape(-1, config.width), params.norm)
     logits, head_back = ops.linear(n, params.embedding.T if params.head is None else params.head)
 
     def backward(dlogits, dlosses):
-        if len(block_backs) != len(params.blocks):
-            raise RuntimeError("this backward has run and freed its activations; run the forward again")
         dn, dhead = head_back(dlogits)
         dtext, dnorm = norm_back(dn)
         (drows,) = text_back(dtext.reshape(text.shape))
-        dx = drows.reshape(x.shape)
-        dblocks = []
-        for dloss in reversed(dlosses):
-            dx, dblock = block_backs.pop()(dx, dloss)
-            dblocks.append(dblock)
+        dx, dblocks = blocks_back(drows.reshape(x.shape), dlosses)
         (dfused,) = drop_back(dx)
         dplaced, dvision = fuse_back(dfused)
         de, dpositions = place_back(dplaced)
@@ -119,13 +105,39 @@ def read_on(
         return Language(
             embedding=dembedding + dhead.T if tied else dembedding,
             positions=dpositions,
-            blocks=tuple(reversed(dblocks)),
+            blocks=dblocks,
             norm=dnorm,
             head=None if tied else dhead,
             vision=dvision,
         )
 
-    return (logits, tuple(losses), tuple(records), tuple(carried)), backward
+    return (logits, losses, records, carried), backward
+
+
+def through_blocks(x, blocks, config: LanguageConfig, at: Situation, shares, states):
+    """x (N, D) through all blocks: (x, losses, records, states), the last three with an entry per block.
+
+    backward(dx, dlosses) → (dx, gradients of the blocks), which frees each block's activations as it goes down.
+    """
+    block_backs: list[Any] = []
+    outcomes: list[list[Any]] = []
+    for layer, p in enumerate(blocks):
+        share, state = (None if each is None else each[layer] for each in (shares, states))
+        (x, *outcome), block_back = block(x, p, config, at._replace(shares=share, state=state))
+        block_backs.append(block_back)
+        outcomes.append(outcome)
+    losses, records, carried = zip(*outcomes, strict=True)
+
+    def backward(dx, dlosses):
+        if len(block_backs) != len(blocks):
+            raise RuntimeError("this backward has run and freed its activations; run the forward again")
+        dblocks = []
+        for dloss in reversed(dlosses):
+            dx, dblock = block_backs.pop()(dx, dloss)
+            dblocks.append(dblock)
+        return dx, tuple(reversed(dblocks))
+
+    return (x, losses, records, carried), backward
 
 
 class Parts(NamedTuple):
