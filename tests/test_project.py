@@ -1,5 +1,6 @@
 """What stands around the code: one version, links and names that lead somewhere, a workflow that has nothing of its own."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 import tinymoe
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[1]
 PAGES = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
 
 
@@ -17,6 +18,7 @@ def read(name):
 
 def test_there_is_one_version():
     assert re.findall(r"^version: (.+)$", read("CITATION.cff"), re.M) == [tinymoe.__version__]
+    assert re.findall(r"^## ([\d.]+)", read("CHANGELOG.md"), re.M)[0] == tinymoe.__version__
 
 
 def test_type_checkers_are_told_that_the_package_has_types():
@@ -38,3 +40,10 @@ def test_files_that_are_named_are_there(page):
     """In code quotes, from the project's root, in full."""
     names = re.findall(r"`((?:tinymoe|tests|lessons|docs|\.ci)/[\w./]*)`", page.read_text(encoding="utf-8"))
     assert not [name for name in names if not (PROJECT / name).exists()]
+
+
+def test_modules_that_moved_are_where_the_changelog_says():
+    moves = re.findall(r"^\| `tinymoe.*\| (`tinymoe.*)\|$", read("CHANGELOG.md"), re.M)
+    modules = re.findall(r"`(tinymoe[\w.]*)`", "".join(moves))
+    assert len(modules) > 30
+    assert not [name for name in modules if importlib.util.find_spec(name) is None]
