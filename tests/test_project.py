@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tinymoe
+from tests.test_layout import BUILT, COMMANDS, LAYERS
 
 PROJECT = Path(__file__).parents[1]
 PAGES = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
@@ -40,6 +41,18 @@ def test_files_that_are_named_are_there(page):
     """In code quotes, from the project's root, in full."""
     names = re.findall(r"`((?:tinymoe|tests|lessons|docs|\.ci)/[\w./]*)`", page.read_text(encoding="utf-8"))
     assert not [name for name in names if not (PROJECT / name).exists()]
+
+
+def test_the_house_is_described_as_it_is():
+    rooms = re.search(r"```text\n(.*?)```", read("CONTRIBUTING.md"), re.S)[1]
+    assert [line.split()[1:] for line in rooms.splitlines()] == [LAYERS, BUILT, COMMANDS]
+
+
+def test_tests_that_are_named_are_there():
+    named = set(re.findall(r"`(test_\w+)`", read("CONTRIBUTING.md")))
+    tests = "\n".join(file.read_text(encoding="utf-8") for file in PROJECT.glob("tests/**/*.py"))
+    assert named
+    assert named <= set(re.findall(r"^def (test_\w+)", tests, re.M))
 
 
 def test_modules_that_moved_are_where_the_changelog_says():
