@@ -1,13 +1,15 @@
 """What stands around the code: one version, links and names that lead somewhere, a workflow that has nothing of its own."""
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
 import tinymoe
+from tests.test_layout import BUILT, COMMANDS, LAYERS
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[1]
 PAGES = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
 
 
@@ -17,6 +19,7 @@ def read(name):
 
 def test_there_is_one_version():
     assert re.findall(r"^version: (.+)$", read("CITATION.cff"), re.M) == [tinymoe.__version__]
+    assert re.findall(r"^## ([\d.]+)", read("CHANGELOG.md"), re.M)[0] == tinymoe.__version__
 
 
 def test_type_checkers_are_told_that_the_package_has_types():
@@ -38,3 +41,22 @@ def test_files_that_are_named_are_there(page):
     """In code quotes, from the project's root, in full."""
     names = re.findall(r"`((?:tinymoe|tests|lessons|docs|\.ci)/[\w./]*)`", page.read_text(encoding="utf-8"))
     assert not [name for name in names if not (PROJECT / name).exists()]
+
+
+def test_the_house_is_described_as_it_is():
+    rooms = re.search(r"```text\n(.*?)```", read("CONTRIBUTING.md"), re.S)[1]
+    assert [line.split()[1:] for line in rooms.splitlines()] == [LAYERS, BUILT, COMMANDS]
+
+
+def test_tests_that_are_named_are_there():
+    named = set(re.findall(r"`(test_\w+)`", read("CONTRIBUTING.md")))
+    tests = "\n".join(file.read_text(encoding="utf-8") for file in PROJECT.glob("tests/**/*.py"))
+    assert named
+    assert named <= set(re.findall(r"^def (test_\w+)", tests, re.M))
+
+
+def test_modules_that_moved_are_where_the_changelog_says():
+    moves = re.findall(r"^\| `tinymoe.*\| (`tinymoe.*)\|$", read("CHANGELOG.md"), re.M)
+    modules = re.findall(r"`(tinymoe[\w.]*)`", "".join(moves))
+    assert len(modules) > 30
+    assert not [name for name in modules if importlib.util.find_spec(name) is None]
