@@ -43,7 +43,6 @@
 # The loss (lesson 0), the way of tokens to their experts (lesson 10), sparse weights (lesson 13), mean and standard deviation.
 
 # %%
-from dataclasses import replace
 from itertools import product
 from time import perf_counter
 
@@ -285,7 +284,7 @@ for rival in ("dense, equal work", "dense, equal size"):
 
 # %% tags=["trained"]
 with one_core():
-    run = replace(base, **SHAPES["mixture"])
+    run = base.but(**SHAPES["mixture"])
     crammer = training.start(training.new_model(run.model, 0), run)
     training.advance(crammer, run.model, run, texts.train[:3000], 240)
 order = TrainingWindows(texts.train, 32, 0)  # of the windows in the training of seed 0, 16 a step

@@ -63,7 +63,7 @@ from tinymoe.runs.settings import resolve
 
 # %%
 base = resolve({"preset": "quick", "corpus": ("toy",), "lr": 4e-3, "workers": 1, "steps": 300})
-text = corpora.load_split(base.corpus, base.context, base.seed)
+text = corpora.load_split(base.data.corpus, base.model.context, base.run.seed)
 sparse_config = base.model  # two layers of four experts, of which a token visits two
 dense_config = dense_shape(sparse_config)  # the same, with one wider network in each layer
 
