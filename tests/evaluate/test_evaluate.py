@@ -17,12 +17,12 @@ from tinymoe.evaluate.sheet import Sheet
 from tinymoe.evaluate.text import quality
 from tinymoe.evaluate.trained import load_run, other_texts
 from tinymoe.models import accounting
+from tinymoe.models.balancing import UNBALANCED
 from tinymoe.models.config import LanguageConfig
 from tinymoe.models.evaluation import Measured, measure
 from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import Attention, Block, Experts, Language, Mixture, Norm, Router
-from tinymoe.models.routers import UNBALANCED
 from tinymoe.runs.state import save_model
 from tinymoe.train import __main__ as train
 from tinymoe.tree import named, tree_map

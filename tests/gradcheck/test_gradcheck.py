@@ -9,9 +9,9 @@ from tinymoe import ops
 from tinymoe.data.windows import Batch
 from tinymoe.gradcheck import MarginError, check_gradients
 from tinymoe.models import language
+from tinymoe.models.balancing import Balancing
 from tinymoe.models.config import LanguageConfig
 from tinymoe.models.initialise import initialize
-from tinymoe.models.routers import Balancing
 from tinymoe.tree import named, with_leaves
 
 RNG = np.random.default_rng(0)

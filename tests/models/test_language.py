@@ -8,11 +8,11 @@ import pytest
 from tinymoe.check import __main__ as check
 from tinymoe.data.windows import Batch
 from tinymoe.models import language
+from tinymoe.models.balancing import Balancing
 from tinymoe.models.config import LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
 from tinymoe.models.parameters import Language
-from tinymoe.models.routers import Balancing
 from tinymoe.tree import named, tree_map, with_leaves
 
 CONFIG = LanguageConfig(vocabulary=11, context=8, layers=2, width=12, heads=2, kv_heads=1, experts=4, expert_width=5)

@@ -7,11 +7,11 @@ from tests.conftest import assert_same_run, records, run, shaken, weights
 from tinymoe import ops
 from tinymoe.data.windows import Batch
 from tinymoe.errors import UserError
+from tinymoe.models.balancing import LOSSES, Balancing, applicable
 from tinymoe.models.config import ONE_CHOICE, ROUTERS, SCORES, SHARED, LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
 from tinymoe.models.objective import layer_report
-from tinymoe.models.routers import LOSSES, Balancing, applicable
 from tinymoe.train import __main__ as train
 from tinymoe.tree import named, tree_map
 

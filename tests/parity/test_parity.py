@@ -16,10 +16,10 @@ from tests.parity.pytorch import torch
 from tinymoe import ops, optim
 from tinymoe.check.cases import cases
 from tinymoe.data.windows import Batch
+from tinymoe.models.balancing import Balancing
 from tinymoe.models.config import EXPERT_KINDS, NORMS, POSITIONS, LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
-from tinymoe.models.routers import Balancing
 from tinymoe.tree import named
 
 F = torch.nn.functional

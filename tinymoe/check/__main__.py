@@ -17,10 +17,10 @@ import numpy as np
 from ..data.windows import Batch
 from ..errors import Parser, UserError, run
 from ..gradcheck import TOLERANCE, MarginError, Report, check_gradients
+from ..models.balancing import Balancing, applicable
 from ..models.config import LanguageConfig, VisionConfig
 from ..models.initialise import initialize
 from ..models.language import loss
-from ..models.routers import Balancing, applicable
 from ..ops import OPERATIONS
 from ..tree import named, with_leaves
 from .cases import cases

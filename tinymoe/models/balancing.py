@@ -1,10 +1,42 @@
-"""What a run does so that its experts get even loads."""
+"""What can be done so that experts get even loads: the losses that go with a router, and a run's choice among them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..options import check_options, option
 from .config import LanguageConfig
-from .routers import LOSSES, Balancing, applicable
+
+LOSSES = {
+    "switch": "f·P of a batch (Switch, Megatron): 1 when even",
+    "global": "f of the whole batch, over all passes and processes, P of the part (Qwen): 1 when even",
+    "sequence": "f·P of each sequence, on normalised sigmoids (DeepSeek-V3): 1 when even",
+    "importance": "squared variation of the sums of gate weights (Shazeer 2017): 0 when even",
+    "load": "squared variation of the smooth load of router noisy (Shazeer 2017): 0 when even",
+}
+
+
+def applicable(config: LanguageConfig) -> tuple[str, ...]:
+    """The losses that mean something for a router, the usual one first: none where the load is even by construction or
+    where there is nothing to learn."""
+    if config.router not in ("softmax", "noisy", "gshard", "sigmoid"):
+        return ()
+    usual = {"noisy": "importance", "sigmoid": "sequence"}.get(config.router, "switch")
+    fitting = [
+        name for name in LOSSES if name != "load" or (config.router == "noisy" and config.top_k < config.experts)
+    ]
+    return (usual, *(name for name in fitting if name != usual))
+
+
+class Balancing(NamedTuple):
+    """Which losses are added to the cross-entropy, and how much of them."""
+
+    losses: tuple[str, ...] = ("switch",)
+    weight: float = 0.01
+    z_weight: float = 0.0  # of the mean square of log Σ exp(logits)
+
+
+SWITCH = Balancing()
+UNBALANCED = Balancing((), 0.0)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ import numpy as np
 
 from .. import ops
 from ..data.windows import Batch
+from .balancing import SWITCH, UNBALANCED
 from .blocks import block, drop, normalize
 from .config import LanguageConfig
 from .parameters import Language
-from .routers import SWITCH, UNBALANCED, Choice, Situation, unchanged
+from .routers import Choice, Situation, unchanged
 from .vision import with_picture
 
 Array = np.ndarray

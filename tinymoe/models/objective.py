@@ -13,12 +13,13 @@ from ..data.windows import Batch
 from ..ops import metrics
 from ..optim.objective import Objective
 from ..tree import with_values
+from .balancing import SWITCH, Balancing
 from .config import LanguageConfig
 from .evaluation import score
 from .initialise import skeleton
 from .language import forward, loss, next_token
 from .parameters import Language
-from .routers import SWITCH, Balancing, Choice
+from .routers import Choice
 
 Array = np.ndarray
 

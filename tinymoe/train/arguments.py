@@ -8,8 +8,8 @@ from typing import Any, get_args, get_origin
 from ..data import corpora
 from ..data.sources import CaptionSource, TextSource, new_source
 from ..errors import Parser, UserError
+from ..models.balancing import LOSSES
 from ..models.config import ROUTERS
-from ..models.routers import LOSSES
 from ..optim import sparsify
 from ..optim.training import State
 from ..runs.folder import CHECKPOINT, CONFIG, MODEL, new_folder
