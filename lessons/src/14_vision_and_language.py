@@ -8,7 +8,7 @@
 #       - tinymoe/ops/fusion.py
 #       - tinymoe/models/vision.py
 #       - tinymoe/data/pictures/shapes.py
-#       - tinymoe/models/captions.py
+#       - tinymoe/models/captioning.py
 #     documents: [V1, V2, V3]
 #     papers:
 #       - "Dosovitskiy et al. 2021, *An Image is Worth 16x16 Words*, eq. 1–4"
@@ -46,8 +46,7 @@ from tinymoe.data.pictures import encode_captions, patches, shapes
 from tinymoe.data.windows import Batch
 from tinymoe.documents.big_language_model import text_to_vector
 from tinymoe.gradcheck import check_gradients
-from tinymoe.models import captions as captioning
-from tinymoe.models import language
+from tinymoe.models import captioning, language
 from tinymoe.models.vision import encode
 from tinymoe.ops import metrics
 from tinymoe.runs.settings import resolve

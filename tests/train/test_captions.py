@@ -9,7 +9,7 @@ from tinymoe.data import pictures
 from tinymoe.data.sources import CaptionSource, drop_words, moved
 from tinymoe.errors import UserError
 from tinymoe.evaluate import __main__ as evaluate
-from tinymoe.models import captions as captioning
+from tinymoe.models import captioning
 from tinymoe.runs.settings import resolve
 from tinymoe.runs.state import load_model
 from tinymoe.train import __main__ as train

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..data.sources import CaptionSource
 from ..models.accounting import flops_per_caption
-from ..models.captions import balance_by_modality, exact
+from ..models.captioning import balance_by_modality, exact
 from ..models.evaluation import measure
 from ..optim.one_core import one_core
 from .costs import add_parameters

@@ -20,7 +20,7 @@ import numpy as np
 from ..data.sources import CaptionSource
 from ..errors import run, say
 from ..models.accounting import active_parameters, parameters_by_part
-from ..models.captions import exact, write_captions
+from ..models.captioning import exact, write_captions
 from ..models.objective import LayerReport, Routed
 from ..models.sampling import decoded, generate
 from ..ops import metrics

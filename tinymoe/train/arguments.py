@@ -12,16 +12,16 @@ from ..models.balancing import LOSSES
 from ..models.config import ROUTERS
 from ..optim import sparsify
 from ..optim.training import State
-from ..runs.folder import CHECKPOINT, CONFIG, MODEL, new_folder
-from ..runs.settings import OPTIONS, PRESET_HELP, PRESETS, Settings, flag, read_toml, resolve
-from ..runs.state import load_state, new_state
+from ..runs.folder import new_folder
+from ..runs.settings import OPTIONS, PRESET_HELP, PRESETS, Settings, flag, resolve
+from ..runs.state import new_state
+from .resume import RESUMABLE, resumed
 
 DESCRIPTION = """Train a language model with sparse experts on text, in NumPy.
 
 Without flags: two minutes on the documentation that comes with Python. Results go to a folder: config.toml,
 metrics.jsonl (a record per step), model.safetensors, loss.png, experts.png (load of each expert over time) and
 sample.txt. Ctrl-C saves what there is; --resume goes on, with the same numbers as if nothing had happened."""
-RESUMABLE = ("steps", "eval_every", "checkpoint_every", "sample_tokens")  # what a resumed run may set anew
 
 
 EXAMPLES = """examples:
@@ -116,7 +116,7 @@ def prepare(argv: list[str] | None = None) -> Prepared:
                 f"with --resume only {', '.join(map(flag, RESUMABLE))} can be given; the other settings are "
                 "those of the run"
             )
-        settings, state, sha256 = _resumed(resume, flags)
+        settings, state, sha256 = resumed(resume, flags)
     else:
         settings, state, sha256 = resolve(flags, config), None, None
         here = tuple(c if corpora.is_name(c) else str(Path(c).resolve()) for c in settings.data.corpus)
@@ -134,29 +134,3 @@ def prepare(argv: list[str] | None = None) -> Prepared:
         )
     state = state or new_state(settings)
     return Prepared(resume or new_folder(out, overwrite, settings), settings, state, source)
-
-
-def _resumed(folder: Path, flags: dict[str, Any]) -> tuple[Settings, State | None, str | None]:
-    if not (folder / CONFIG).exists():
-        raise UserError(f"{folder} is not the folder of a run (it has no {CONFIG})")
-    written = read_toml(folder / CONFIG)
-    if written.keys() != OPTIONS.keys():
-        raise UserError(f"{folder / CONFIG} is incomplete or of another version; restore it, or train anew")
-    if not (folder / CHECKPOINT).exists():
-        if (folder / MODEL).exists():
-            raise UserError(
-                f"{folder} has a model but no {CHECKPOINT} to go on from; restore it, or train anew elsewhere"
-            )
-        return Settings.of(**{**written, **flags}), None, None  # stopped before the first checkpoint
-    state, settings, sha256 = load_state(folder)
-    trained = settings.flat()
-    changed = [n for n, v in written.items() if n not in RESUMABLE and v != trained[n]]
-    if changed:
-        raise UserError(
-            f"{folder / CONFIG} and the checkpoint beside it differ in {', '.join(changed)}: one of them is from another "
-            "run; restore it, or train anew"
-        )
-    settings = settings.but(**flags)
-    if settings.run.steps < state.step:
-        raise UserError(f"{folder} has already done {state.step} steps; give --steps above that to go on")
-    return settings, state, sha256

@@ -1,4 +1,4 @@
-"""Captions as the bytes that a language model reads and writes."""
+"""Captions: the sentence that is said of a picture, and its bytes, which a language model reads and writes."""
 
 from itertools import takewhile
 from typing import NamedTuple
@@ -9,6 +9,25 @@ Array = np.ndarray
 
 BEGIN, END = 0x02, ord("\n")  # ASCII "start of text", and the end of a line, as in every corpus
 IGNORED = -100  # a target that `ops.cross_entropy` leaves out
+
+
+def of_shapes(shape: str, colour: str, where: str, *other: str) -> str:
+    """(circle, orange, above, square, red) -> an orange circle above a red square"""
+    return " ".join([_noun(shape, colour), where] + ([_noun(*other)] if other else []))
+
+
+def _noun(shape: str, colour: str) -> str:
+    return f"{'an' if colour == 'orange' else 'a'} {colour} {shape}"
+
+
+def of_glyph(character: str, family: str, *, bold: int, italic: int) -> str:
+    """(A, serif, bold=1, italic=0) -> bold serif capital letter A"""
+    kind = "digit" if character.isdigit() else "capital letter" if character.isupper() else "letter"
+    return " ".join(["bold"] * bold + ["italic"] * italic + [family, kind, character])
+
+
+def of_digit(word: str) -> str:
+    return f"a handwritten {word}"
 
 
 class CaptionBatch(NamedTuple):

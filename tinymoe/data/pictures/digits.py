@@ -5,6 +5,7 @@ import importlib
 import numpy as np
 
 from ...errors import UserError
+from .captions import of_digit
 from .pictures import Pictures, PictureSplit
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -29,7 +30,7 @@ def digits(seed: int = 0, val: int = 200, held_out: int = 200) -> PictureSplit:
         raise ValueError(f"val and held_out are {val} and {held_out}; neither may be negative, together fewer than {n}")
     images = (bunch.images[..., None] / 16).astype(np.float32)
     labels = {"digit": bunch.target.astype(np.int64)}
-    everything = Pictures(images, [f"a handwritten {DIGITS[i]}" for i in bunch.target], labels, {"digit": DIGITS})
+    everything = Pictures(images, [of_digit(DIGITS[i]) for i in bunch.target], labels, {"digit": DIGITS})
     order = np.random.default_rng(seed).permutation(n)
     last = val + held_out
     return PictureSplit(everything.take(order[last:]), everything.take(order[:val]), everything.take(order[val:last]))

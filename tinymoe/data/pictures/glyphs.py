@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .captions import of_glyph
 from .pictures import FINE, Array, Pictures, PictureSplit, check_size, finish, shrink
 
 CHARACTERS = string.ascii_letters + string.digits
@@ -54,7 +55,8 @@ def glyphs(seed: int = 0, copies: int = 3, size: int = 20, noise: float = 0.03) 
     images = _draw_glyphs(font, character, size, rng) * rng.uniform(0.7, 1, (len(font), 1, 1, 1))
     labels = {"character": character, "family": family, "weight": weight, "slant": slant, "font": font}
     names = dict(zip(labels, (tuple(CHARACTERS), FAMILIES, WEIGHTS, SLANTS, tuple(FONTS)), strict=True))
-    captions = [_describe(*row) for row in zip(character, family, weight, slant, strict=True)]
+    rows = zip(character, family, weight, slant, strict=True)
+    captions = [of_glyph(CHARACTERS[c], FAMILIES[f], bold=w, italic=s) for c, f, w, s in rows]
     everything = Pictures(finish(images, noise, rng), captions, labels, names)
 
     style = (family * 2 + weight) * 2 + slant  # 0 … 11
@@ -63,13 +65,6 @@ def glyphs(seed: int = 0, copies: int = 3, size: int = 20, noise: float = 0.03) 
     shown, kept = (rng.permutation(np.flatnonzero(rows)) for rows in (~is_held, is_held))
     cut = int(len(shown) * VALIDATION)
     return PictureSplit(everything.take(shown[cut:]), everything.take(shown[:cut]), everything.take(kept))
-
-
-def _describe(character: int, family: int, weight: int, slant: int) -> str:
-    c = CHARACTERS[character]
-    kind = "digit" if c.isdigit() else "capital letter" if c.isupper() else "letter"
-    style = ["bold"] * weight + ["italic"] * slant + [FAMILIES[family]]
-    return f"{' '.join(style)} {kind} {c}"
 
 
 def _draw_glyphs(font: Array, character: Array, size: int, rng: np.random.Generator) -> Array:

@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 
+from .captions import of_shapes
 from .pictures import FINE, Array, Pictures, PictureSplit, check_size, finish, shrink
 
 SHAPES: dict[str, Callable[[Array, Array], Array]] = {
@@ -121,17 +122,8 @@ def _draw_shapes(rows: Array, objects: int, size: int, noise: float, rng: np.ran
         covered = _cover(rows[:, 3 * j], middles[:, j], radius[:, j], turn[:, j], size)[..., None]
         images = images + covered * (colours[:, j, None, None] - images)
     names = dict(zip(LABELS[objects], (tuple(WORDS[label]) for label in LABELS[objects]), strict=True))
-    captions = [_sentence(*(words[i] for words, i in zip(names.values(), row, strict=True))) for row in rows]
+    captions = [of_shapes(*(words[i] for words, i in zip(names.values(), row, strict=True))) for row in rows]
     return Pictures(finish(images, noise, rng), captions, dict(zip(names, rows.T.copy(), strict=True)), names)
-
-
-def _sentence(shape: str, colour: str, where: str, *other: str) -> str:
-    """(circle, orange, above, square, red) -> an orange circle above a red square"""
-    return " ".join([_noun(shape, colour), where] + ([_noun(*other)] if other else []))
-
-
-def _noun(shape: str, colour: str) -> str:
-    return f"{'an' if colour == 'orange' else 'a'} {colour} {shape}"
 
 
 def _cover(shape: Array, middle: Array, radius: Array, turn: Array, size: int) -> Array:
