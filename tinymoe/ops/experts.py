@@ -72,10 +72,9 @@ def experts(x: Array, up, down, gate=None, *, counts, activation=relu) -> tuple[
 
     def backward(dy):  # read upwards
         dh, ddown = down_back(dy)  # 5
-        da, du = dh * u, dh * a  # 4
-        (dg,) = activation_back(da)  # 3
+        (dg,) = activation_back(dh * u)  # 4 and 3
         dx_gate, dgate = gate_back(dg)  # 2
-        dx_up, dup = up_back(du)  # 1
+        dx_up, dup = up_back(dh * a)  # 4 and 1
         return dx_up + dx_gate, dup, ddown, dgate
 
     return y, backward

@@ -57,8 +57,8 @@ def mixture_likelihood(scores: Array, losses: Array) -> tuple[float, Backward]:
 
     def backward(dloss):  # read upwards
         dprior = np.full(prior.shape, dloss / n, prior.real.dtype)  # 3
-        (dlosses,) = joint_back(dprior)  # 2  dL/N h
+        (dless,) = joint_back(-dprior)  # 2  −dL/N h, of scores − losses
         (dscores,) = prior_back(dprior)  # 1  dL/N p
-        return dscores - dlosses, dlosses
+        return dscores + dless, -dless
 
     return loss, backward

@@ -66,9 +66,9 @@ def cross_entropies(logits: Array, targets: Array, ignore_index=-100) -> tuple[A
     losses = np.where(counted, np.log(total) - z[target], 0)  # 3
 
     def backward(dlosses):  # read upwards
-        counting = np.where(counted, dlosses, 0)  # 3
-        dlogits = e * (counting / total)[:, None]  # 2 and 1
-        dlogits[target] -= counting  # 3
+        dcounted = np.where(counted, dlosses, 0)  # 3
+        dlogits = e * (dcounted / total)[:, None]  # 3 to 1, through the total
+        dlogits[target] -= dcounted  # 3, at the target
         return (dlogits,)
 
     return losses, backward
