@@ -1,12 +1,13 @@
 """Operations: arrays in, `y, backward` out.
 
     y, backward = op(x, w)        forward, and a closure that remembers what the derivative needs
-    dx, dw = backward(dy)         one gradient per float input, in the order of the signature
+    dx, dw = backward(dy)         one gradient per float array among the positional inputs, in their order
 
 `dx` is the gradient of the loss with respect to x. Where y is a tuple, `backward` takes one gradient per float
-array in it; integers and records in it are information without gradient. Every operation is pure: nothing passed in
-is written to, and a `backward` can be called again. Where lines are numbered, a line of the backward carries gradients
-through the line of the forward that has its number, so it reads upwards.
+array in it; integers and records in it are information without gradient. What is passed by keyword only, such as a
+teacher, is a constant. Every operation is pure: nothing passed in is written to, and a `backward` can be called again.
+Where lines are numbered, a line of the backward carries gradients through the line of the forward that has its number,
+so it reads upwards.
 
 Decisions, such as which score is the largest, look at `x.real`. Of a real array that is the array itself. But the checker
 also runs the forward on x + ihv with h = 10⁻²⁰: the imaginary part of y, divided by h, is the slope along v without the
@@ -79,7 +80,7 @@ def _operations() -> Iterator[Callable[..., Any]]:
                 yield value
 
 
-OPERATIONS = tuple(_operations())  # everything that has a backward
+OPERATIONS = tuple(_operations())
 
 __all__ = [
     "OPERATIONS",

@@ -50,8 +50,8 @@ def full_attention(q: Array, k: Array, v: Array) -> tuple[Array, Backward]:
 def _attention(q, k, v, mask=None):
     """The body of both. `mask` (S, T), where there is one, is added to the scores: −∞ hides key j from query i.
 
-    Scores stand key × query, since NumPy reduces down columns much faster. They are the largest arrays here, so that each
-    step takes over the memory of the one before (`out=`).
+    Scores stand key × query, since NumPy reduces down columns much faster. They are the largest arrays of a long text,
+    so that each step takes over the memory of the one before (`out=`).
     """
     (B, H, T, P), G = q.shape, k.shape[1]
     if H % G:

@@ -31,8 +31,8 @@ def load_balance(logits: Array, indices: Array, *, mask=None, shares=None) -> tu
     before the product, which hides a collapse of single layers.
 
     `shares` are f counted elsewhere, over the whole batch when this call sees a part of it. L is linear in P, so the
-    mean of the parts' losses, weighed by their numbers of tokens, is exactly the loss of the whole, and so are the
-    gradients. With f of each part instead, every small part is pressed to be even by itself.
+    mean of the parts' losses, weighed by their numbers of tokens, is the loss of the whole, and so are the gradients.
+    With f of each part instead, every small part is pressed to be even by itself.
 
     logits   (N, E)
     indices  (N, K)  int, the experts chosen

@@ -17,7 +17,7 @@ def distillation(logits: Array, *, teacher: Array, temperature=1.0, mask=None) -
 
     The teacher is a constant. T > 1 brings out how it ranks the tokens that it thinks wrong. Without T² the gradient
     would shrink like 1/T², since p − q is about (logits − teacher)/(T V) for large T; with it the weight of this loss
-    beside another means the same at every T. The entropy of q, which cross-entropy with soft targets would
+    beside another keeps its meaning as T grows. The entropy of q, which cross-entropy with soft targets would
     leave in, is taken off: equal models have loss 0.
 
     logits   (N, V)

@@ -5,8 +5,8 @@
     noisy_top_k_gate    noise with a learned spread           Shazeer 2017
     sigmoid_gate        a score per expert, a choice by bias  DeepSeek-V3
 
-A gate returns weights (N, K) and indices (N, K), and its backward takes dweights. The choice itself has no gradient: it
-is constant almost everywhere. Ties go to the lowest index.
+A gate returns weights (N, K) and indices (N, K), two of them a third array; its backward takes dweights, and dload
+where there is a load. The choice itself has no gradient: it is constant almost everywhere. Ties go to the lowest index.
 """
 
 import math
@@ -22,7 +22,7 @@ _erfc = np.frompyfunc(math.erfc, 1, 1)  # NumPy has none; erfc keeps its digits 
 
 
 def top_k_softmax(logits: Array, k) -> tuple[tuple[Array, Array], Backward]:
-    """Choose first, then softmax over the chosen logits only: exactly `top_k_gate` renormalised, written the other way.
+    """Choose first, then softmax over the chosen logits only: `top_k_gate` renormalised, written the other way.
 
         S = the k largest        w_i = exp(z_i) / Σ_{j∈S} exp(z_j)
         dz_i = w_i (dw_i − Σ_{j∈S} dw_j w_j) for i∈S, exactly 0 else

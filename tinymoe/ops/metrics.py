@@ -5,12 +5,12 @@
     choices      router_entropy, saturation, co_activation
     meaning      joint_counts, specialisation, mutual_information
 
-Plain functions of arrays, without gradient. Those of `counts` look at the last axis, so counts (L, E) of a stack of
+Plain functions of arrays, without gradient. Those of counts (E,) look at the last axis, so counts (L, E) of a stack of
 layers give (L,) values. Those of tokens take `mask` (N,) bool, False for padding, whose rows are never looked at and
 may hold NaN; None means that all tokens are real.
 
-Where there is nothing to measure the answer is that of a perfect router: no tokens are an even load (max_violation 0,
-load_entropy 1, cv_squared 0) with nothing dropped, and one expert is always even. Shares of nothing are 0.
+Where there is nothing to measure: no tokens are an even load (max_violation 0, load_entropy 1, cv_squared 0) with
+nothing dropped, and one expert is always even. Shares of nothing are 0.
 """
 
 from typing import NamedTuple
@@ -56,7 +56,7 @@ def cv_squared(counts: Array) -> Array:
 
 
 def realised_capacity_factor(counts: Array, tokens: int, k: int) -> Array:
-    """max_i c_i · E / (N K): the smallest capacity factor that would drop nothing. 0 without tokens.
+    """max_i c_i · E / (N K): the capacity factor at which the busiest expert is just full. 0 without tokens.
 
     `tokens` are the real ones. It is MaxVio + 1 when the counts are those of all assignments.
     """

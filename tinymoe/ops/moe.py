@@ -56,7 +56,7 @@ def moe(
 def moe_layer(
     x: Array, router, up, down, gate=None, *, route, activation=relu
 ) -> tuple[tuple[Array, float, Any], Backward]:
-    """The layer with any router.
+    """The layer with a router of the caller's.
 
         w, loss, choice = route(x, router)        y_n = Σ_{j kept} w_nj expert_{i_nj}(x_n),   i, kept from the choice
         dw and dexperts as in `routed_experts`        dx = (through the experts) + (through the router, from dw and dloss)

@@ -1,8 +1,8 @@
 """Recurrent networks: read a sequence one position at a time and carry a state of fixed size along.
 
 Each operation takes whole sequences and runs the loop over time itself, forward and, in `backward`, back through time.
-The product with the input needs no state and is taken for all positions at once; only the small product with the
-previous state stays in the loop. Inside, time is the first axis, so that every step reads one block of memory.
+The product with the input needs no state and is taken for all positions at once; of the products only the small one
+with the previous state stays in the loop. Inside, time is the first axis, so that what a step needs lies together.
 Formulas count positions from 1, arrays from 0: h[0] is the state that the caller passes in, h[t + 1] what the position
 with inputs a[t] makes of h[t], and h[T] is handed back.
 

@@ -1,9 +1,9 @@
 """The way to the experts and back: the sort that groups tokens by expert, dispatch and combine.
 
 A routing decision is a sparse matrix of experts × tokens. Sorted by expert it is in CSR form: `counts` gives the
-row lengths, `tokens` the column indices, the gate weights are the data. Dispatch is its product with x, combine
-the product with its transpose; with both orders at hand (`order` and its `inverse`) each is a gather, forward
-and backward, and no scatter-add is needed.
+row lengths, `tokens` the column indices, the gate weights are the data. With a row for each entry, its product with x
+is dispatch, and combine is the product with the transpose (`ops/sparse.py`); with both orders at hand (`order` and its
+`inverse`) each is a gather, forward and backward, and no scatter-add is needed.
 """
 
 from typing import NamedTuple

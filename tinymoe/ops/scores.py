@@ -31,7 +31,7 @@ def unit_rows(x: Array, *, eps=1e-12) -> tuple[Array, Backward]:
 
 
 def cosine_scores(x: Array, router: Array, scale: Array, *, eps=1e-12) -> tuple[Array, Backward]:
-    """The cosine of the angle between token and expert, times a learned scale: long tokens score no higher than short ones.
+    """The cosine of the angle between token and expert, times a learned scale: long tokens score like short ones.
 
         c_ne = x̂_n · ŵ_e,   x̂, ŵ: x_n and column e of the router at length 1 (see `unit_rows`)        z = scale c
         dscale = Σ dz ⊙ c,   dc = scale dz,   dx̂ = dc ŵᵀ,   dŵ = x̂ᵀ dc,   then through `unit_rows`
@@ -104,7 +104,7 @@ def jitter(x: Array, *, factors: Array) -> tuple[Array, Backward]:
 
 
 def cast(x: Array, dtype) -> tuple[Array, Backward]:
-    """The same values in another float type: a router in float32 or float64 whatever the model's type.
+    """In another float type: a router in float32 or float64 whatever the model's type.
 
         y = x        dx = dy, in the type of x
 

@@ -4,8 +4,8 @@
     expert_choice_gate          experts choose tokens                 Zhou 2022
     table_gate                  a table says, nothing is learned      Hash Layers
 
-What a token gets depends on the others, so a causal model may use the first two in training only, and expert choice not at
-all if it is to be honest about what comes next.
+By scores, what a token gets depends on the others, so a causal model may use the first two in training only, and expert
+choice not at all if it is to be honest about what comes next.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from .top_k_gate import choose, pick
 def sinkhorn_gate(
     logits: Array, k, *, balanced=True, tolerance=1e-4, iterations=100
 ) -> tuple[tuple[Array, Array], Backward]:
-    """Choose from a plan that gives every expert the same, but weigh by the router's own score.
+    """Choose from a plan that gives all experts about the same, but weigh by the router's own score.
 
         S = the k largest of sinkhorn(z)_n (training), of z_n (balanced = False: evaluation)
         k = 1:  w = sigmoid(z_i),  dz_i = dw w (1 − w), 0 else
@@ -53,7 +53,8 @@ def sinkhorn(logits, *, tolerance=1e-4, iterations=100):
 
     in turn, from b = 1, until b changes by `tolerance` or less on average, or `iterations` are over. Subtracting a row's
     maximum first divides exp(z_n) by a number that a_n multiplies again: the plan stays, and nothing overflows. Where
-    every token puts an expert some 18 = ln 1e8 below another, 1e-8 is no longer small, and that expert stays idle.
+    every token puts an expert more than some 18 = ln 1e8 below another, 1e-8 is no longer small: that expert gets less,
+    and from about twice that on nothing.
 
     logits  (N, E)
     plan    (N, E)  rows add up to 1/N and columns to 1/E, once converged
@@ -72,7 +73,7 @@ def sinkhorn(logits, *, tolerance=1e-4, iterations=100):
 
 
 def base_gate(scores: Array, *, balanced=True) -> tuple[tuple[Array, Array], Backward]:
-    """One expert for each token and equally many tokens for each expert, such that the sum of all scores is largest.
+    """One expert for each token and ⌊N/E⌋ or ⌈N/E⌉ tokens for each expert, such that the sum of all scores is largest.
 
         indices = balanced_assignment(scores) (training), argmax (balanced = False: evaluation)
         w = sigmoid(score of the choice)        dscore = dw w (1 − w), 0 for the others

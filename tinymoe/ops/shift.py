@@ -1,4 +1,4 @@
-"""A look at the token before, the cheapest way to mix along the text."""
+"""A look at the token before, a cheap way to mix along the text."""
 
 from ..types import Array, Backward
 
@@ -9,7 +9,7 @@ def token_shift(x: Array, mix: Array) -> tuple[Array, Backward]:
         y_bt = x_bt + mix ⊙ (x_b,t−1 − x_bt),   x_b,−1 = 0
         dx_bt = (1 − mix) ⊙ dy_bt + mix ⊙ dy_b,t+1        dmix = Σ_bt dy_bt ⊙ (x_b,t−1 − x_bt)
 
-    Attention can look back too, but must first learn where; what was written just now matters to every byte.
+    Attention can look back too, but must first learn where; what was written just now nearly always matters.
 
     x    (B, T, D)
     mix  (D,)

@@ -1,7 +1,7 @@
 """Soft mixtures: no token is chosen and none is dropped; each expert works on averages of all tokens.
 
-Everything is smooth, so every token teaches every expert. But every average sees later tokens too: it is not causal, and
-no layer for a language model. All functions take the N tokens of one sequence, or of one group that may mix.
+The routing is smooth, so every token teaches every expert. But every average sees later tokens too: it is not causal,
+and no layer for a language model. All functions take the N tokens of one sequence, or of one group that may mix.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Softmax and the losses built on it. All subtract the row's maximum first, so no input overflows."""
+"""Softmax and the losses built on it. All subtract the row's maximum first, so no exponential overflows."""
 
 import numpy as np
 

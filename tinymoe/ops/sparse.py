@@ -144,7 +144,7 @@ def combine_matrix(assignment: Assignment, weights):
 
 def routing_matrix(assignment: Assignment, weights):
     """The whole routing decision as a `CSR` of shape (E, N): indptr says where each expert's tokens begin, indices are
-    the tokens, data their gate weights. The assignment holds these arrays already."""
+    the tokens, data their gate weights. The assignment holds all but the last, indptr as counts."""
     indptr = np.concatenate([[0], np.cumsum(assignment.counts)])
     data = weights.reshape(-1)[assignment.order]
     return CSR(indptr, assignment.tokens, data, (len(assignment.counts), len(weights)), keep_zeros=True)

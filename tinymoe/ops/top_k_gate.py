@@ -47,8 +47,8 @@ def top_k_gate(logits: Array, k, renormalize=True, *, eps=0.0, scale=1.0) -> tup
     Both are one formula: D = Σ_i a_i p_i, where a_i says how an expert counts in D, and is 1[i∈S] + eps or always 1.
     With eps = 0 and scale = 1 the first is w_i (dw_i − Σ_{j∈S} w_j dw_j) for i∈S, and exactly 0 for all others.
 
-    The choice itself has no gradient: it is constant almost everywhere and jumps at ties. With k = 1 renormalised
-    weights are all 1 and the router learns nothing from them.
+    The choice itself has no gradient: it is constant almost everywhere and jumps at ties. With k = 1 and eps = 0
+    renormalised weights are all `scale`, and the router learns nothing from them.
 
     logits   (N, E)
     weights  (N, K)
