@@ -55,6 +55,12 @@ def test_tests_that_are_named_are_there():
     assert named <= set(re.findall(r"^def (test_\w+)", tests, re.M))
 
 
+def test_what_is_said_to_be_in_a_file_is_defined_there():
+    said = re.findall(r"`(\w+)`\s+(?:in|of)\s+\[`([\w./]+)`\]", read("CONTRIBUTING.md"))
+    assert len(said) > 5
+    assert not [(name, file) for name, file in said if not re.search(rf"^(def |class )?{name}\b", read(file), re.M)]
+
+
 def test_modules_that_moved_are_where_the_changelog_says():
     moves = re.findall(r"^\| `tinymoe.*\| (`tinymoe.*)\|$", read("CHANGELOG.md"), re.M)
     modules = re.findall(r"`(tinymoe[\w.]*)`", "".join(moves))
