@@ -13,7 +13,7 @@ class Balance:
 
     balance: tuple[str, ...] = option(
         ("auto",),
-        "what keeps the load even: a loss or several, bias (router sigmoid), or none; auto is switch where it applies; "
+        "what keeps the load even: a loss or several, bias (router sigmoid), or none; auto is the router's usual loss; "
         "see the list at the end; repeat the flag for several",
         "routing",
         metavar="NAME",

@@ -1,7 +1,7 @@
 """Which experts a token visits, and what it costs to send too many to one: router, capacity and balancing losses.
 
 logits = scores(x)                     dot product, cosine, or a small network
-weights, indices = gate(logits)        one of the routers in `ops/gates.py`
+weights, indices = gate(logits)        one of the gates of `ops`
 kept = within each expert's capacity   in training, if there is one
 loss = Σ of the balancing losses       functions of logits, weights and load
 """
@@ -17,7 +17,7 @@ from .config import LanguageConfig
 from .parameters import Array, Router
 
 LOSSES = {
-    "switch": "f·P of a batch (Switch, Megatron): 1 when even",
+    "switch": "f·P of a pass (Switch, Megatron): 1 when even",
     "global": "f of the whole batch, over all passes and processes, P of the part (Qwen): 1 when even",
     "sequence": "f·P of each sequence, on normalised sigmoids (DeepSeek-V3): 1 when even",
     "importance": "squared variation of the sums of gate weights (Shazeer 2017): 0 when even",
@@ -26,7 +26,7 @@ LOSSES = {
 
 
 def applicable(config: LanguageConfig) -> tuple[str, ...]:
-    """The losses that mean something for a router, the usual one first: none where the load is even by construction or
+    """The losses that mean something for a router, the usual one first: none where the choice itself evens the load, or
     where there is nothing to learn."""
     if config.router not in ("softmax", "noisy", "gshard", "sigmoid"):
         return ()
