@@ -1,8 +1,8 @@
-"""Sparse mixture-of-experts language models in NumPy, every gradient written by hand beside its formula and proved.
+"""Sparse mixture-of-experts language models in NumPy, with gradients written by hand and checked against slopes.
 
 Reading order: `ops` (arrays in, `y, backward` out) · `gradcheck` (is a backward right?) · `tree` (parameters as
-nested dataclasses) · `models.language` (the transformer) · `data` (text to windows of tokens) · `optim` · `trainer`
-(one step) · `train`, `generate`, `check` (the commands, `python -m tinymoe.<name>`).
+nested dataclasses) · `models.language` (the transformer) · `data` (text to windows of tokens) · `optim`
+(one step of training) · `train`, `generate`, `check` (the commands, `python -m tinymoe.<name>`).
 
 Axes, in shapes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads ·
 P width per head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.

@@ -9,7 +9,7 @@
             check_options(self)
 
 A field made by `option` can be set by a flag and in config.toml; flags, help and types come from here, once. A field without
-it is an ordinary one, filled in by the program. Whole numbers are at least 1 unless `least` says something else.
+it is an ordinary one, filled in by the program. Numbers are at least 1 unless `least` or `above` says something else.
 """
 
 from collections.abc import Iterator

@@ -63,7 +63,7 @@ def with_role(tree: Any, role: str) -> list[str]:
 
 
 def values_of(tree: Any) -> dict[str, np.ndarray]:
-    """The numbers that are trained, by dotted name: an array itself, of a sparse matrix its stored values (nnz,)."""
+    """The numbers of a model, by dotted name: an array itself, of a sparse matrix its stored values (nnz,)."""
     leaves: dict[str, Any] = named(tree)
     return {name: leaf.data if isinstance(leaf, Sparse) else leaf for name, leaf in leaves.items()}
 
@@ -90,4 +90,6 @@ def _map(function: Any, name: str, tree: Any, *others: Any) -> Any:
         parts = {key: [getattr(t, key) for t in (tree, *others)] for key in keys}
         return type(tree)(**{key: _map(function, prefix + key, *parts[key]) for key in keys})
     kind = type(tree).__name__
-    raise TypeError(f"{name or 'the tree'} is a {kind}; allowed are arrays, tuples, dataclasses and None")
+    raise TypeError(
+        f"{name or 'the tree'} is a {kind}; allowed are arrays, sparse matrices, tuples, dataclasses and None"
+    )

@@ -30,7 +30,7 @@ def parameters_by_part(params: Language) -> dict[str, int]:
 
 
 def experts_per_token(config: LanguageConfig) -> float:
-    """How many of a layer's routed experts work on a token; where experts choose tokens, the mean."""
+    """How many of a layer's routed experts work on a token if none is dropped; where experts choose tokens, the mean."""
     if config.router in ("dense", "soft"):
         return config.experts
     if config.router == "expert-choice":
@@ -62,7 +62,7 @@ def flops_by_part(config: LanguageConfig, context: int, *, masked: bool = False)
         dense layers    K m
         Soft MoE        S slots in all: D S for scores; 2 D S for slots' inputs and tokens' outputs, and S m / T
 
-    What acts on one number at a time (norms, activations, softmax) is left out: it grows with D, not with D². With
+    What acts on one number at a time (norms, activations, softmax) is left out: it doesn't grow with D². With
     `masked`, keys = T: `ops.causal_attention` computes the scores that it masks, too. In training the backward pass takes
     twice as much again, and capacity may save a little of the experts' part.
 

@@ -7,7 +7,7 @@ from ..options import check_options, option
 from .config import LanguageConfig
 
 LOSSES = {
-    "switch": "f·P of a batch (Switch, Megatron): 1 when even",
+    "switch": "f·P of a pass (Switch, Megatron): 1 when even",
     "global": "f of the whole batch, over all passes and processes, P of the part (Qwen): 1 when even",
     "sequence": "f·P of each sequence, on normalised sigmoids (DeepSeek-V3): 1 when even",
     "importance": "squared variation of the sums of gate weights (Shazeer 2017): 0 when even",
@@ -16,7 +16,7 @@ LOSSES = {
 
 
 def applicable(config: LanguageConfig) -> tuple[str, ...]:
-    """The losses that mean something for a router, the usual one first: none where the load is even by construction or
+    """The losses that mean something for a router, the usual one first: none where the choice itself evens the load, or
     where there is nothing to learn."""
     if config.router not in ("softmax", "noisy", "gshard", "sigmoid"):
         return ()
@@ -45,7 +45,7 @@ class Balance:
 
     balance: tuple[str, ...] = option(
         ("auto",),
-        "what keeps the load even: a loss or several, bias (router sigmoid), or none; auto is switch where it applies; "
+        "what keeps the load even: a loss or several, bias (router sigmoid), or none; auto is the router's usual loss; "
         "see the list at the end; repeat the flag for several",
         "routing",
         metavar="NAME",

@@ -1,6 +1,6 @@
 """The parts that the layers of a model are made of: norm, attention or recurrence, mixture of experts, and the block of them.
 
-Each function here reads downwards in the forward and upwards in the backward, and returns gradients of the type of its
+The functions here read downwards in the forward and upwards in the backward; gradients have the type of their
 parameters.
 """
 

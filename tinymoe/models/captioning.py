@@ -13,7 +13,7 @@ Array = np.ndarray
 
 
 def write_captions(params: Language, config: LanguageConfig, pictures: Array, longest: int) -> list[str]:
-    """The most likely caption of each picture (B, H, W, C), byte by byte, up to its end or `longest` bytes."""
+    """A caption of each picture (B, H, W, C), of each next byte the most likely, up to its end or `longest` bytes."""
     ids = np.full((len(pictures), 1), BEGIN, np.int64)
     for _ in range(longest):
         (logits, _, _), _ = forward(params, config, Batch(ids, images=pictures))

@@ -10,7 +10,7 @@ EXPERT_KINDS: dict[str, Any] = {"relu": ops.relu, "gelu": ops.gelu, "gelu_exact"
 NORMS = ("rms", "layer")
 POSITIONS = ("rotary", "learned", "sinusoidal", "none")
 
-ROUTERS = {  # how each of them chooses is in `routers.py` and `ops/gates.py`
+ROUTERS = {  # how each of them chooses is in `routers.py` and the gates of `ops`
     "softmax": "the top-k of a softmax over all experts (Mixtral, Switch)",
     "noisy": "the top-k of noisy logits, the noise learned (Shazeer 2017)",
     "gshard": "the best expert and, at random in training, the second best (GShard); top-k 2",
@@ -96,13 +96,14 @@ class LanguageConfig:
     heads: int = option(4, "query heads (H); they divide the width", "model")
     kv_heads: int = option(4, "key/value heads (G); they divide the query heads", "model")
     experts: int = option(8, "experts in each MoE layer (E)", "model")
-    top_k: int = option(2, "experts that each token visits (K)", "model")
+    top_k: int = option(2, "experts that a token visits (K)", "model")
     expert_width: int = option(128, "hidden width of one expert (F)", "model")
     architecture: str = option("transformer", "what mixes positions", "model", choices=tuple(ARCHITECTURES))
     expert_kind: str = option("swiglu", "what an expert computes", "model", choices=tuple(EXPERT_KINDS))
     renormalize: bool = option(
         True,
-        "make the K gate weights of a token add up to 1 (for K > 1: a weight that is always 1 teaches nothing)",
+        "routers softmax, sigmoid, dense: make the K gate weights of a token add up to 1 (for K > 1: a weight that is "
+        "always 1 teaches nothing)",
         "routing",
     )
     router: str = option(
@@ -117,10 +118,13 @@ class LanguageConfig:
     )
     groups: int = option(1, "router sigmoid: experts in so many groups …", "routing")
     kept_groups: int = option(1, "… of which a token may use only the best so many", "routing")
-    routed_scale: float = option(1.0, "multiply the gate weights (DeepSeek-V3: 2.5)", "routing", above=0.0)
+    routed_scale: float = option(
+        1.0, "routers softmax, sigmoid, dense: multiply the gate weights (DeepSeek-V3: 2.5)", "routing", above=0.0
+    )
     capacity_factor: float = option(
         0.0,
-        "in training no expert takes more than ceil(factor·K·N/E) of the N tokens of a pass; 0 for no limit",
+        "places of an expert in training: ceil(factor·K·N/E) for the N tokens of a pass (K is E for router dense); 0 for no "
+        "limit (for 1 with router expert-choice); router soft has none",
         "routing",
         least=0.0,
     )
@@ -135,8 +139,8 @@ class LanguageConfig:
     shared: str = option("plain", "how they are added: as they are, or weighed by a gate", "routing", choices=SHARED)
     dense_layers: tuple[int, ...] = option(
         (),
-        "layers, from 0, that get one dense feed-forward of width K·F instead of experts, the same work per token; repeat "
-        "the flag for several",
+        "layers, from 0, that get one dense feed-forward of width K·F instead of experts, as much work but for "
+        "the router; repeat the flag for several",
         "model",
         metavar="LAYER",
     )
@@ -208,7 +212,7 @@ class LanguageConfig:
 
     @property
     def slots(self) -> int:
-        """Slots of each expert of Soft MoE: as many in all as a context's tokens have choices."""
+        """Slots of each expert of Soft MoE: about as many in all as a context's tokens have choices."""
         return max(1, round(self.top_k * self.context / self.experts))
 
 

@@ -1,4 +1,4 @@
-"""How well a model predicts, without the noise and the capacity of training: the one evaluation that all others are made of."""
+"""How well a model predicts, without the noise and the capacity of training, as trainer, recipes and commands ask."""
 
 import math
 import time

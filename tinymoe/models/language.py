@@ -4,7 +4,7 @@
     for each block:   x = x + attention(norm(x));   x = x + mixture(norm(x))      (or a recurrent layer for attention)
     logits = norm(x) · head
 
-Each function here reads downwards in the forward and upwards in the backward. The gradient of the whole model is the
+The functions here read downwards in the forward and upwards in the backward. The gradient of the whole model is the
 composition of the gradients of its operations, and has the type of the parameters: `Language`.
 """
 
@@ -48,8 +48,8 @@ def forward(
 ):
     """Scores for the next token at every position.
 
-    batch   a `Batch`, or the ids (B, T) of one without padding and pictures. Padding goes to no expert and counts in no
-            balancing loss; nothing looks ahead, so it stands at the end
+    batch   a `Batch`, or the ids (B, T) of one without padding and pictures. No router sends padding to
+            an expert, and it counts in no balancing loss; attention and recurrence look back only, so it stands at the end
     shares  a list with (E,) for each layer, the share of the tokens of a larger batch; for balancing by "global" only
     logits  (B·T, V)
 

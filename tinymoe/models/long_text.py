@@ -51,8 +51,9 @@ def chunk_losses(
 
 
 def overlapping_loss(params: Language, config: LanguageConfig, tokens: Array, window: int, count: int = 16) -> float:
-    """Nats per token when each is predicted with at least half a window before it; the first half window is left out.
+    """Nats per token when each is predicted with half a window or more before it.
 
+    The first half window is left out, and at the end what would not fill half of one.
     Raises ValueError when the text is shorter than a window and its targets.
     """
     half = max(window // 2, 1)

@@ -1,7 +1,7 @@
 """Which experts a token visits, and what it costs to send too many to one: router, capacity and balancing losses.
 
 logits = scores(x)                     dot product, cosine, or a small network
-weights, indices = gate(logits)        a gate of `ops/top_k_gate.py`, `gates.py` or `shared_gates.py`
+weights, indices = gate(logits)        one of the gates of `ops`
 kept = within each expert's capacity   in training, if there is one
 loss = Σ of the balancing losses       functions of logits, weights and load
 """

@@ -2,7 +2,7 @@
 
 Reading order: updates (SGD, AdamW, lazy forms, learning rate, clipping) · training (what a run of steps depends on) · objective
 (what is minimised) · trainer (one step) · members (what each process does for it) · team (processes that share arrays) ·
-one_core · sparsify (weights that become sparse and stay so).
+one_core · sparsify (recipes for sparse weights).
 """
 
 from .updates import OPTIMIZERS, SLOTS, Slots, adamw, clip_factor, global_norm, lazy, learning_rate, new_slots, sgd

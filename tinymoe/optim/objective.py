@@ -1,4 +1,4 @@
-"""What is minimised: all that the trainer knows of a model."""
+"""What is minimised: all that the trainer knows of a model, beside the roles of its leaves."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ class Examples(Protocol):
 
 
 class Objective:
-    """What is minimised, and what it means for parameters to be a model. Every member of the team gets a copy.
+    """What is minimised, and what it means for parameters to be a model. It is sent to every member of the team.
 
     `(loss, report), backward = objective(params, batch, rng)`, with backward(share) → a gradient of the type of params,
     `share` times that of the mean loss of the batch; `rng` draws noise and dropout.

@@ -10,9 +10,9 @@ from threadpoolctl import threadpool_limits
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """While inside, BLAS uses one thread; and from then on freed memory is kept.
+    """While inside, BLAS uses one thread; and from then on glibc keeps freed memory.
 
-    By default glibc maps every large temporary anew, the system fills it with zeros, and unmaps it.
+    By default it gives that of large temporaries back, and the system fills what it hands out anew with zeros.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

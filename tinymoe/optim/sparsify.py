@@ -1,4 +1,4 @@
-"""Recipes that make the weights of attention and experts sparse during training, and keep them so.
+"""Recipes for sparse weights of attention (or recurrence) and experts, at work during training.
 
     prune        magnitude pruning, level rising along a cubic from 20 % to 70 % of the run (Zhu & Gupta 2017, eq. 1)
     init         sparse from the start: random places, the rest scaled to keep the output variance; mask never moves

@@ -35,7 +35,7 @@ Layout = dict[str, tuple[tuple[int, ...], str]]  # shapes and dtypes by name
 
 
 class Team:
-    """`size` processes and copies of `arrays` that they share. BLAS uses one thread in each."""
+    """`size` processes that share copies of `arrays`; a single one works on `arrays` itself. BLAS uses one thread in each."""
 
     def __init__(self, size: int, arrays: Mapping[str, Array]) -> None:
         self.size = size

@@ -5,8 +5,8 @@
     update    after clipping, each lets the optimiser change its part
     after     what goes by the load of the whole batch, and by the whole run: router biases, masks of sparse weights
 
-Every sum has a fixed order, so the same settings give the same numbers to the last bit. What is minimised is an `Objective`:
-nothing here knows a model.
+Every sum has a fixed order, so on one machine the same settings give the same numbers to the last bit. What is
+minimised is an `Objective`: nothing here knows a model.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What training depends on beside its data and its objective, and what it changes."""
+"""How the optimiser is set, and what training changes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Training:
-    """What a step depends on, beside the batch. Raises ValueError for what makes no sense."""
+    """The optimiser's settings, and the size of its batch. Raises ValueError for what makes no sense."""
 
     batch_size: int = option(12, "windows per optimiser step (B)", "optimisation")
     accumulate: int = option(

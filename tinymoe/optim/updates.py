@@ -1,7 +1,7 @@
 """Optimisers: functions that change parameters in place, given gradients and a state of the same shape.
 
 Every update is elementwise, so leaves can be updated in any order and on any thread with the same result to the bit.
-Long arrays are worked on in chunks that stay in the cache, since each update passes over its data a dozen times.
+Long arrays are worked on in chunks that stay in the cache, since AdamW passes over its data a dozen times.
 """
 
 import math
@@ -87,9 +87,9 @@ def adamw(
 def lazy(update: Any) -> Any:
     """The same update, only for the rows (along the first axis) whose gradient is not all zero.
 
-    The rows of an embedding that a batch does not contain, and experts without tokens, keep weights and moments to the
-    bit, without decay: the document's Δw_i = 0 for i ∉ A. For SGD without momentum and decay that is the dense update;
-    for Adam it is not: there a row's moments decay, and move it, in every step.
+    The rows of an untied embedding that a batch does not contain, and experts without tokens, keep weights and moments
+    to the bit, without decay: the document's Δw_i = 0 for i ∉ A. For SGD without momentum and decay that is the dense
+    update; for Adam it is not: there a row's moments decay, and move it, in every step.
 
     Source: the untitled document on the 稀疏门控 (sparse gate), §4; torch.optim.SparseAdam for the name's meaning.
     """

@@ -11,7 +11,7 @@ from .folder import read_metrics
 
 
 def draw(folder: Path, floor: float | None = None) -> None:
-    """Write loss.png and, if the model has experts, experts.png. `floor` is the entropy of the text, where known."""
+    """Write loss.png and, where a router chose experts, experts.png. `floor` is the entropy of the text, where known."""
     records = list(read_metrics(folder))
     train = [r for r in records if r["split"] == "train"]
     if not train:

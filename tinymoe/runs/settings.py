@@ -1,7 +1,7 @@
-"""Everything a training run depends on, in parts that check themselves; flags, help and config.toml are made from them.
+"""The settings of a training run, in parts that check themselves; flags, help and config.toml are made from them.
 
 A part stands beside the code that it is for: what a model is made of in `models.config`, what the optimiser goes by in
-`optim.trainer`. Users see one flat list of names, the same for flags and for config.toml.
+`optim.training`. Users see one flat list of names, the same for flags and for config.toml.
 
 The way from fields to flags is argparse and `dataclasses.fields`. Compared on a small copy of this: tyro (4 packages, boxes
 for errors, can't tell which flags were given), simple-parsing (3, needs a second parser to tell), cattrs (3, turns 3.7 into 3
@@ -39,8 +39,8 @@ class Run:
     checkpoint_every: int = option(500, "save model and optimiser every so many steps", "run")
     workers: int = option(
         2,
-        "processes that share the work on a batch; balancing (but for --balance global), capacity and noise are those of each "
-        "share of it, so another number gives slightly other numbers",
+        "processes that share the work on a batch; balancing (but for --balance global and bias), capacity and noise are "
+        "those of each share of it, so another number gives slightly other numbers",
         "run",
     )
     sample_tokens: int = option(400, "length of the sample written at the end, 0 for none", "run", least=0)
@@ -176,7 +176,7 @@ PRESETS["digits"] = PRESETS["caption"] | {
     "image_shift": 1,
 }
 PRESET_HELP = {
-    "default": "the best validation loss that two minutes on two cores gave, see docs/search.md",
+    "default": "two minutes on two cores; docs/search.md tells how it was found",
     "quick": "a small model, seconds instead of minutes",
     "caption": "for --task caption, which begins with it unless another is named",
     "digits": "likewise with --pictures digits",

@@ -1,6 +1,6 @@
 """python -m tinymoe.train: train a model with sparse experts on text, or on pictures and what they show.
 
-The six steps of every training are here: prepare the data and design the model (`prepare`), choose optimiser and loss
+The six steps of training are here: prepare the data and design the model (`prepare`), choose optimiser and loss
 (`Settings`), train and validate (`fit`), and adjust what the pictures show to be wrong (flags).
 
 Source: 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §9.6.

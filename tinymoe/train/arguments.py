@@ -95,7 +95,7 @@ def _listed(described: dict[str, str]) -> str:
 
 @dataclass
 class Prepared:
-    """A run that is ready to start: nothing of what the user gave can turn out to be wrong from here on."""
+    """A run that is ready to start: what the user gave has been checked."""
 
     folder: Path
     settings: Settings
