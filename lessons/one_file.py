@@ -14,7 +14,7 @@ import sys
 from itertools import chain
 from pydoc_data.topics import topics
 
-os.environ["OMP_NUM_THREADS"] = "1"  # these products are too small to be worth sharing
+os.environ["OMP_NUM_THREADS"] = "1"  # these products are too small to be shared by threads
 import numpy as np
 
 T, H, K = 64, 2, 2  # the sizes that no array's shape tells
