@@ -69,6 +69,8 @@ check themselves. Install and open them, from the project's folder:
 python3 -m venv .venv && .venv/bin/pip install -e '.[lessons]' && .venv/bin/jupyter lab lessons
 ```
 
+To see it whole first: [`one_file.py`](one_file.py), a sparse mixture of experts in 200 lines, from the bytes to a sample.
+
 | | lesson | minutes to read + for exercises | what you build | |
 | --- | --- | --- | --- | --- |
 {rows}
