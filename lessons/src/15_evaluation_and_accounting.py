@@ -60,7 +60,8 @@ from tinymoe.models.initialise import initialize
 from tinymoe.models.sampling import generate
 from tinymoe.optim import sparsify
 from tinymoe.optim.one_core import one_core
-from tinymoe.recipes import search, training
+from tinymoe.recipes import fit as recipe
+from tinymoe.recipes import search
 from tinymoe.runs.settings import resolve
 from tinymoe.sparse import magnitude_mask
 from tinymoe.systems import dispatchers
@@ -201,15 +202,15 @@ with one_core():
                 continue
             run = base.but(seed=seed, **shape)
             if step == 10:
-                states[name] = training.start(training.new_model(run.model, seed), run)
-                models[name].append(training.Model(states[name].params, run.model))
+                states[name] = recipe.start(recipe.new_model(run.model, seed), run)
+                models[name].append(recipe.Model(states[name].params, run.model))
             began = perf_counter()
-            training.advance(states[name], run.model, run, texts.train, step)
+            recipe.advance(states[name], run.model, run, texts.train, step)
             seconds[name].append((perf_counter() - began) / 10)
             if step % 20 == 0:
-                curves[name].append(training.evaluate(models[name][-1], texts.val, 100))
+                curves[name].append(recipe.evaluate(models[name][-1], texts.val, 100))
             if step == 120:
-                window_losses[name].append(training.token_losses(models[name][-1], texts.val, 400).mean(1))
+                window_losses[name].append(recipe.token_losses(models[name][-1], texts.val, 400).mean(1))
 
 # %% [markdown]
 # To judge one of them, take for each window the mean loss, and the **accuracy** (准确率), the share of tokens that were the
@@ -242,7 +243,7 @@ def judge(model, windows):
 # %% tags=["trained"]
 mixture = models["mixture"][0]
 losses, hits = judge(mixture, evaluation_batches(texts.val, 32, 1, 400))  # 400 windows of 32 bytes, one at a time
-tokens = training.token_losses(mixture, texts.val, 400).ravel()
+tokens = recipe.token_losses(mixture, texts.val, 400).ravel()
 print(f"loss {losses.mean():.3f} ± {standard_error(losses):.3f} nats, {losses.mean() / np.log(2):.3f} bits per byte")
 print(f"perplexity {np.exp(losses.mean()):.2f}, accuracy {hits.mean():.3f} ± {standard_error(hits):.3f}")
 print(f"if every token were a witness of its own: ± {standard_error(tokens):.3f}")
@@ -285,15 +286,15 @@ for rival in ("dense, equal work", "dense, equal size"):
 # %% tags=["trained"]
 with one_core():
     run = base.but(**SHAPES["mixture"])
-    crammer = training.start(training.new_model(run.model, 0), run)
-    training.advance(crammer, run.model, run, texts.train[:3000], 240)
+    crammer = recipe.start(recipe.new_model(run.model, 0), run)
+    recipe.advance(crammer, run.model, run, texts.train[:3000], 240)
 order = TrainingWindows(texts.train, 32, 0)  # of the windows in the training of seed 0, 16 a step
 read = [order.batch(n, 1) for n in range(1, 120 * 16, 5)]  # every fifth of those that the mixture has read
 other_kind = np.frombuffer(corpora.load("pydoc").text.encode(), np.uint8)
 print(f"{'':24} {'own training':>13} {'validation':>13} {'Python docs':>13}")
 for name, model, own in [
     ("has read much once", mixture, read),
-    ("has read little often", training.Model(crammer.params, run.model), evaluation_batches(texts.train[:3000], 32, 1)),
+    ("has read little often", recipe.Model(crammer.params, run.model), evaluation_batches(texts.train[:3000], 32, 1)),
 ]:
     new = [evaluation_batches(text, 32, 1, 400) for text in (texts.val, other_kind)]
     judged = [judge(model, windows)[0] for windows in (own, *new)]

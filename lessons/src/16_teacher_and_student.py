@@ -47,9 +47,9 @@ from tinymoe.data import corpora
 from tinymoe.gradcheck import check_gradients
 from tinymoe.models.language import forward
 from tinymoe.recipes.distill import distill
+from tinymoe.recipes.fit import Model, evaluate, fit, for_steps, new_model, with_shape
 from tinymoe.recipes.independent import connect, dense_shape, train_apart
 from tinymoe.recipes.prune import damage, usage
-from tinymoe.recipes.training import Model, evaluate, fit, for_steps, new_model, with_shape
 from tinymoe.recipes.upcycle import upcycle
 from tinymoe.runs.settings import resolve
 

@@ -13,8 +13,8 @@ from tinymoe.documents import feature_experts as d0
 from tinymoe.documents import lstm_experts as d2_lstm
 from tinymoe.documents import sparse_gate as d1
 from tinymoe.documents import sparse_weights as d3
+from tinymoe.documents.fit import mean_squared_error, train
 from tinymoe.documents.layers import Dense, ExpertNetwork, new_expert
-from tinymoe.documents.training import mean_squared_error, train
 from tinymoe.gradcheck import check_gradients
 from tinymoe.ops import one_hot, relu, sparse_linear
 from tinymoe.sparse import COO, CSR

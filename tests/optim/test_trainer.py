@@ -9,11 +9,11 @@ from tests.conftest import ROOT
 from tinymoe import SparseMoeModel
 from tinymoe.data.windows import evaluation_batches
 from tinymoe.documents import big_language_model, feature_experts, lstm_experts, sparse_gate, sparse_weights
-from tinymoe.documents.training import train as train_rows
+from tinymoe.documents.fit import train as train_rows
 from tinymoe.models.evaluation import measure
 from tinymoe.optim.trainer import Trainer
 from tinymoe.recipes.distill import distill
-from tinymoe.recipes.training import evaluate, fit, for_steps, new_model
+from tinymoe.recipes.fit import evaluate, fit, for_steps, new_model
 from tinymoe.runs.settings import resolve
 from tinymoe.runs.state import new_state, new_trainer
 from tinymoe.train import __main__ as train

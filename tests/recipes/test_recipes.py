@@ -22,9 +22,9 @@ from tinymoe.ops.distillation import distillation
 from tinymoe.recipes import __main__ as command
 from tinymoe.recipes import search
 from tinymoe.recipes.distill import distill, taught
+from tinymoe.recipes.fit import Model, advance, evaluate, fit, for_steps, new_model, start, token_losses
 from tinymoe.recipes.independent import choose, connect, dense_shape, divide, train_apart
 from tinymoe.recipes.prune import best, damage, prune_experts, usage
-from tinymoe.recipes.training import Model, advance, evaluate, fit, for_steps, new_model, start, token_losses
 from tinymoe.recipes.upcycle import upcycle
 from tinymoe.runs.settings import Settings, resolve
 from tinymoe.runs.state import load_model, new_state, new_trainer

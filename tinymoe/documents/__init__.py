@@ -1,6 +1,6 @@
 """The models that five Chinese articles on large language models print, under their names and signatures, made to work.
 
-    training   Adam on mini-batches, and the loss of numbers: what they share
+    fit        Adam on mini-batches, and the loss of numbers: what they share
     layers     a dense layer whose weight may be sparse, and the two-layer expert
     d0         《稀疏专家模型》 §5.2: SparseExpertModel(num_experts), each expert reads some of the features
     d1         the untitled document on the 稀疏门控 (sparse gate), §5: SparseExpertModel(num_experts, input_dim, output_dim, k)

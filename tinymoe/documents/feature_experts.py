@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from ..ops import softmax
+from .fit import mean_squared_error, train
 from .layers import Dense, ExpertNetwork, new_expert
-from .training import mean_squared_error, train
 
 Array = np.ndarray
 
@@ -111,7 +111,7 @@ class SparseExpertModel:
         return squared_loss(self.parameters, inputs, targets)
 
     def train(self, inputs: Array, targets: Array, epochs: int = 100, **options: Any) -> list[float]:
-        """Returns the mean loss of each epoch; options are those of `training.train`."""
+        """Returns the mean loss of each epoch; options are those of `fit.train`."""
         settings: dict[str, Any] = {"epochs": epochs, "rng": self.rng} | options
         curve = []
         for p, loss in train(self.parameters, squared_loss, (inputs, targets), **settings):

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..ops import combine, embedding, group_by_expert, lstm, softmax, top_k_gate
+from .fit import train
 from .layers import Dense, new_dense
-from .training import train
 
 Array = np.ndarray
 
@@ -167,7 +167,7 @@ class LSTMExperts:
         validation_data: tuple[Array, Array] | None = None,
         **options: Any,
     ) -> list[dict[str, float]]:
-        """For each epoch its loss and accuracy, and those on validation data; options are those of `training.train`."""
+        """For each epoch its loss and accuracy, and those on validation data; options are those of `fit.train`."""
         loss_of = partial(mixture_loss, k=self.k)
         settings: dict[str, Any] = {"epochs": epochs, "rng": self.rng, "batch_size": batch_size} | options
         history = []

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..ops import combine, dispatch, embedding, group_by_expert, grouped_linear, linear, load_balance, top_k_gate
 from ..tree import leaf
-from .training import mean_squared_error, train
+from .fit import mean_squared_error, train
 
 Array = np.ndarray
 
@@ -120,7 +120,7 @@ class SparseExpertModel:
         return squared_loss(self.parameters, x, targets, self.k, self.balance)
 
     def train(self, x: Array, targets: Array, epochs: int = 100, **options: Any) -> list[float]:
-        """Returns the mean loss of each epoch; options are those of `training.train`."""
+        """Returns the mean loss of each epoch; options are those of `fit.train`."""
         loss_of = partial(squared_loss, k=self.k, balance=self.balance)
         settings: dict[str, Any] = {"epochs": epochs, "rng": self.rng, "lazy": True} | options
         curve = []

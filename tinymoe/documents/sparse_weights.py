@@ -39,7 +39,7 @@ from ..ops import (
 )
 from ..ops.sparse import check_values
 from ..sparse import CSR, matmul_loop, sparse_normal
-from .training import train
+from .fit import train
 
 Array = np.ndarray
 Triple = tuple[int, int, complex]
@@ -187,7 +187,7 @@ class SparseExpertLanguageModel:
         return language_loss(self.parameters, ids, targets, self.k)
 
     def train(self, ids: Array, targets: Array, epochs: int = 10, **options: Any) -> list[float]:
-        """Returns the mean loss of each epoch; options are those of `training.train`."""
+        """Returns the mean loss of each epoch; options are those of `fit.train`."""
         loss_of = partial(language_loss, k=self.k)
         settings: dict[str, Any] = {"epochs": epochs, "rng": self.rng} | options
         curve = []

@@ -23,8 +23,8 @@ import numpy as np
 
 from .. import ops
 from ..data.rows import Rows
+from ..optim.hyperparameters import NotFinite, Training, fresh
 from ..optim.trainer import Trainer
-from ..optim.training import NotFinite, Training, fresh
 from .network import Choice, MixtureObjective, initialize, network
 
 Array = np.ndarray

@@ -1,7 +1,7 @@
 """From gradients to better parameters: the updates, their schedule, one training step, and recipes for sparse weights.
 
-Reading order: updates (SGD, AdamW, lazy forms, learning rate, clipping) · training (what a run of steps depends on) · objective
-(what is minimised) · trainer (one step) · members (what each process does for it) · team (processes that share arrays) ·
+Reading order: updates (SGD, AdamW, lazy forms, learning rate, clipping) · hyperparameters (what a run of steps depends on) · objective
+(what is minimised) · trainer (one step) · tasks (what each process does for it) · team (processes that share arrays) ·
 one_core · sparsify (recipes for sparse weights).
 """
 

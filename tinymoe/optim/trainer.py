@@ -17,7 +17,10 @@ import numpy as np
 
 from ..tree import values_of
 from . import sparsify
-from .members import (
+from .hyperparameters import NotFinite, State, Training
+from .objective import Examples, Objective
+from .sparsify import Sparsity
+from .tasks import (
     Leaf,
     ShardJobs,
     UpdateJob,
@@ -30,10 +33,7 @@ from .members import (
     survey_shards,
     update_leaves,
 )
-from .objective import Examples, Objective
-from .sparsify import Sparsity
 from .team import Team
-from .training import NotFinite, State, Training
 from .updates import clip_factor
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import Parser, UserError, run
+from ..optim.hyperparameters import NotFinite
 from ..optim.one_core import one_core
-from ..optim.training import NotFinite
 from ..runs.settings import OPTIONS, flag
 from .commands import DEFAULTS, SHAPE, TRAINING, Job, run_distill, run_independent, run_prune, run_search, run_upcycle
 

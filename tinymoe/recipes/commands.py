@@ -14,9 +14,9 @@ from ..runs.settings import PRESETS, Settings, flag, resolve
 from ..runs.state import load_model, save_model
 from . import search
 from .distill import distill
+from .fit import Model, evaluate, fit, for_steps, new_model, table, token_losses, with_shape
 from .independent import choose, connect, dense_shape, divide, train_apart
 from .prune import best, check_prunable, damage, prune_experts, usage
-from .training import Model, evaluate, fit, for_steps, new_model, table, token_losses, with_shape
 from .upcycle import upcycle
 
 SHAPE = ("context", "layers", "width", "heads", "kv_heads", "experts", "top_k", "expert_width")

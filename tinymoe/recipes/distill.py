@@ -5,7 +5,7 @@ from typing import Any
 from ..models.language import forward, next_token
 from ..ops.distillation import distillation
 from ..runs.settings import Settings
-from .training import Array, Model, fit
+from .fit import Array, Model, fit
 
 
 def distill(

@@ -15,7 +15,7 @@ from ..data.corpora import Split
 from ..models.config import LanguageConfig
 from ..models.parameters import Experts, Mixture, Router
 from ..runs.settings import Settings
-from .training import Array, Model, fit
+from .fit import Array, Model, fit
 
 
 def train_apart(seed: Model, settings: Settings, parts: Sequence[Array]) -> list[Model]:

@@ -10,7 +10,7 @@ from ..models.config import LanguageConfig
 from ..models.language import forward
 from ..models.parameters import Language, Mixture
 from ..tree import tree_map
-from .training import Model, evaluate
+from .fit import Model, evaluate
 
 Array = np.ndarray
 PRUNABLE = ("softmax", "noisy", "sigmoid")

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..models.config import LanguageConfig
 from ..models.parameters import Experts, Language, Mixture, Router
-from .training import Model
+from .fit import Model
 
 Array = np.ndarray
 

@@ -19,8 +19,8 @@ from ..errors import UserError
 from ..models.balancing import Balance
 from ..models.config import LanguageConfig, VisionConfig
 from ..models.objective import LanguageObjective
+from ..optim.hyperparameters import Training
 from ..optim.sparsify import Sparsity
-from ..optim.training import Training
 from ..options import check_options, option, options_of
 
 

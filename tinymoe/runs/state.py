@@ -11,8 +11,8 @@ from ..models.config import LanguageConfig, VisionConfig
 from ..models.initialise import initialize, skeleton
 from ..models.parameters import Language
 from ..optim import sparsify
+from ..optim.hyperparameters import NotFinite, State, fresh
 from ..optim.trainer import Trainer
-from ..optim.training import NotFinite, State, fresh
 from ..sparse import CSR
 from ..tree import named, with_leaves, with_role
 from .checkpoint import load_arrays, save_arrays

@@ -25,7 +25,7 @@ from ..models.objective import LayerReport, Routed
 from ..models.sampling import decoded, generate
 from ..ops import metrics
 from ..optim import sparsify
-from ..optim.training import NotFinite
+from ..optim.hyperparameters import NotFinite
 from ..runs import plots
 from ..runs.checkpoint import write_atomically
 from ..runs.folder import CHECKPOINT, MODEL, Metrics, write_config

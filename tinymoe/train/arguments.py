@@ -11,7 +11,7 @@ from ..errors import Parser, UserError
 from ..models.balancing import LOSSES
 from ..models.config import ROUTERS
 from ..optim import sparsify
-from ..optim.training import State
+from ..optim.hyperparameters import State
 from ..runs.folder import new_folder
 from ..runs.settings import OPTIONS, PRESET_HELP, PRESETS, Settings, flag, resolve
 from ..runs.state import new_state

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..optim.training import State
+from ..optim.hyperparameters import State
 from ..runs.folder import CHECKPOINT, CONFIG, MODEL
 from ..runs.settings import OPTIONS, Settings, read_toml
 from ..runs.state import load_state

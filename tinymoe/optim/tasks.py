@@ -12,9 +12,9 @@ import numpy as np
 
 from ..tree import roles, values_of
 from . import sparsify
+from .hyperparameters import Training
 from .objective import Objective
 from .sparsify import Sparsity
-from .training import Training
 from .updates import OPTIMIZERS, SLOTS, Slots, global_norm, lazy
 
 Array = np.ndarray

@@ -13,8 +13,8 @@ from ..models.evaluation import measure
 from ..models.initialise import initialize
 from ..models.language import forward, next_token
 from ..models.parameters import Language
+from ..optim.hyperparameters import State, fresh
 from ..optim.trainer import Trainer
-from ..optim.training import State, fresh
 from ..options import options_of
 from ..runs.settings import Settings
 from ..tree import tree_map

@@ -7,9 +7,9 @@ from typing import Any, Generic
 import numpy as np
 
 from ..data.rows import Rows
+from ..optim.hyperparameters import Training, fresh
 from ..optim.objective import Objective
 from ..optim.trainer import Trainer
-from ..optim.training import Training, fresh
 from ..tree import Tree, tree_map, with_values
 
 Array = np.ndarray
