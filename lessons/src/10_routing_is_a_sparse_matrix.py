@@ -4,7 +4,12 @@
 #     title: Routing is a sparse matrix
 #     chinese: 路由即稀疏矩阵
 #     builds: the way of tokens to their experts and back, as sparse products and as gathers, with every gradient
-#     code: [tinymoe/ops/routing.py, tinymoe/ops/sparse.py, tinymoe/ops/capacity.py, tinymoe/systems/dispatchers.py]
+#     code:
+#       - tinymoe/ops/routing.py
+#       - tinymoe/ops/sparse.py
+#       - tinymoe/ops/moe.py
+#       - tinymoe/ops/capacity.py
+#       - tinymoe/systems/dispatchers.py
 #     documents: [M14]
 #     papers:
 #       - "Shazeer et al. 2017, *Outrageously Large Neural Networks*, eq. 1"
@@ -350,6 +355,24 @@ def routed(x, weights, up, down, indices):
 print(check_gradients(routed, *large, choices, method="complex"))
 library_y, _ = dispatchers.grouped_dispatch(*large, indices=choices)
 assert np.allclose(routed(*large, choices)[0], library_y, rtol=1e-12)
+
+# %% [markdown]
+# With the router of lesson 9 in front, this is the whole layer, `ops.moe` in [`ops/moe.py`](../tinymoe/ops/moe.py). The models
+# of tinymoe run the same one. It hands back the routing too, and a balance loss, for which see lesson 11. Now a token
+# reaches the loss in two ways, through its experts and through its scores, and its gradient is the sum of both.
+
+# %%
+many, _, *experts = large
+router = rng.standard_normal((5, 6))
+(y_layer, _, decided), layer_back = ops.moe(many, router, *experts, k=3)
+mine, mine_back = routed(many, decided.weights, *experts, decided.indices)
+dx_experts, dweights, dup, ddown = mine_back(arriving)
+(dscores,) = ops.top_k_gate(many @ router, 3)[1](dweights)
+gradients = dx_experts + dscores @ router.T, many.T @ dscores, dup, ddown
+assert np.allclose(mine, y_layer, rtol=1e-12)
+for ours, theirs in zip(gradients, layer_back(arriving, 0.0), strict=True):  # 0: leave the balance loss out
+    assert np.allclose(ours, theirs, rtol=1e-10)
+print("the layer, from the pieces of lessons 9 and 10: equal, and so are the gradients of x, router, up and down")
 
 # %% [markdown]
 # And the four products of (3) and (4) themselves, on the example:

@@ -136,9 +136,7 @@ rng = np.random.default_rng(0)
 x, router = rng.standard_normal((24, 6)), rng.standard_normal((6, 5))
 up, down = rng.standard_normal((5, 6, 8)), rng.standard_normal((5, 8, 6))
 y, visits = sparse_layer(x, router, list(zip(up, down, strict=True)), k=2)
-(weights, chosen), _ = ops.top_k_gate(x @ router, 2)
-assignment = ops.group_by_expert(chosen, 5)
-same, _ = ops.routed_experts(x, weights, up, down, assignment=assignment, activation=ops.relu)
+(same, _, _), _ = ops.moe(x, router, up, down, k=2)  # the layer that the models of tinymoe run
 assert np.allclose(y, same, rtol=1e-10)
 
 figure, axes = new_figure(height=1.9)
