@@ -12,7 +12,7 @@ Reading order:
     picture, files
     prune, decompose, initialise    sparse weights: cut, split, drawn
 
-NumPy only; SciPy is imported by `from_scipy` and `to_scipy` alone.
+NumPy only; SciPy is imported by `to_scipy` alone.
 """
 
 import sys
