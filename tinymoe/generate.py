@@ -40,7 +40,7 @@ def parser() -> Parser:
         metavar="P",
         help="choose among the most likely bytes that together have this probability (default: 0.95)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another text (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="draws the text (default: 0)")
     parser.add_argument(
         "--csr",
         action="store_true",

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tinymoe import ops
 from tinymoe.data import pictures as im
+from tinymoe.data import sources
 from tinymoe.data.pictures.digits import DIGITS
 from tinymoe.data.pictures.glyphs import CHARACTERS, FONTS
 from tinymoe.data.pictures.shapes import COLOURS, PLACES
@@ -301,6 +302,12 @@ def test_digits_are_split_without_loss():
     assert len(set(everything)) == 20
     for p in parts(split):
         assert p.captions == [f"a handwritten {DIGITS[i]}" for i in p.labels["digit"]]
+
+
+def test_reports_call_the_held_out_digits_new_and_held_out_combinations_unseen(monkeypatch):
+    monkeypatch.setattr(sources, "load_pictures", lambda name, seed: tiny_digits())
+    assert sources.CaptionSource(sources.Data(pictures="digits"), 0).unseen == "more new pictures"
+    assert sources.CaptionSource(sources.Data(pictures="shapes"), 0).unseen == "combinations never seen"
 
 
 def test_the_digits_of_scikit_learn():

@@ -1,5 +1,7 @@
 """docs/conventions.md shows what the conventions compute: python -m tests.systems.test_convention_tables prints it anew."""
 
+import re
+
 from tests.conftest import ROOT
 from tests.systems.test_conventions import INDICES, LOGITS, PER_LAYER, value
 from tinymoe.systems.conventions import BALANCE, CAPACITY
@@ -29,6 +31,13 @@ def test_the_documented_tables_are_what_is_computed():
     written = DOCS.read_text()
     for table in (balance_table, capacity_table):
         assert "\n".join(table()) in written, "print it anew: python -m tests.systems.test_convention_tables"
+
+
+def test_the_page_counts_public_systems_without_our_own():
+    versions = re.compile("-(top-k|expert-choice|switch|5.0.0)$")  # several rows of one system
+    systems = [len({versions.sub("", name) for name in table}) - 1 for table in (BALANCE, CAPACITY)]
+    said = f"{len(BALANCE) - 1} balance losses of {systems[0]} public systems, and {len(CAPACITY) - 1} formulas of {systems[1]}"
+    assert said in " ".join(DOCS.read_text().split())
 
 
 if __name__ == "__main__":

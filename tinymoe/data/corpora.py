@@ -96,7 +96,7 @@ def _toy(seed: int) -> Corpus:
 
 
 def _docstrings(package: str) -> str:
-    """All docstrings of an installed package, read from its source without running it."""
+    """The docstrings of an installed package, read from its source; what this Python can't parse is left out."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):

@@ -1,6 +1,6 @@
 """What a run is trained on: batches for each step, and batches to validate on.
 
-source.batch(step, size)      a function of the seed and the step alone, so that a resumed run goes on as it would have
+source.batch(step, size)      depends on no earlier batch, so that a resumed run goes on as it would have
 source.evaluation(limit)      the validation batches; all, or about `limit` windows or pictures of them
 """
 
@@ -68,7 +68,7 @@ class TextSource:
 
 
 class CaptionSource:
-    """Pictures and what is said about them. `split.held_out` shows combinations that training never does."""
+    """Pictures and what is said about them; `unseen` says what `split.held_out` shows."""
 
     def __init__(self, data: Data, seed: int) -> None:
         self.split = load_pictures(data.pictures, seed)
@@ -76,6 +76,7 @@ class CaptionSource:
         self.longest = self.context = max(len(c.encode()) + 1 for part in parts for c in part.captions)
         self.encoded = [pictures.encode_captions(part.captions, self.longest) for part in parts]
         self.name, self.entropy = data.pictures, None
+        self.unseen = "more new pictures" if data.pictures == "digits" else "combinations never seen"
         content = [a for part, text in zip(parts, self.encoded, strict=True) for a in (part.images, text.ids)]
         self.sha256 = hashlib.sha256(b"".join(a.tobytes() for a in content)).hexdigest()
         self.seed, self.word_drop, self.shift = seed, data.word_drop, data.image_shift

@@ -44,7 +44,7 @@ def cut(tokens: Array, starts: Array, length: int) -> Batch:
 
 
 class TrainingWindows:
-    """Batches as a function of (seed, step) alone, so a resumed run goes on with the batch that was due.
+    """Batches that depend on no earlier one, so a resumed run goes on with the batch that was due.
 
     The text is cut into windows that don't overlap, beginning at a random first token, and these are visited in
     random order. After the last, an epoch is over and the text is cut anew: every token is seen about once an epoch.

@@ -12,7 +12,7 @@ What is wrong there:
   features act together, and no expert can be left out;
 - the training code is a comment.
 
-Here the features are divided among the experts, so that all are read and none twice, and a gate, w = softmax(x R + b), says
+Here the features are divided among the experts, so that one expert reads each, and a gate, w = softmax(x R + b), says
 for each row how much each expert counts: Y = Σ w_i E_i(part i of X). The experts together are one network with sparse,
 block-diagonal weights.
 """

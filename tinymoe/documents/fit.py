@@ -67,7 +67,7 @@ def train(
 
 
 def copied(parameters: Tree) -> Tree:
-    """The same numbers in arrays of their own; a sparse matrix, which can't be written to, as it is."""
+    """The same numbers in arrays of their own; a sparse matrix, which is read-only, as it is."""
     return tree_map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, parameters)
 
 

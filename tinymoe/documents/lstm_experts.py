@@ -59,7 +59,7 @@ class Parameters:
 
 
 def new_lstm_expert(rng: np.random.Generator, vocabulary: int, width: int, hidden: int) -> LSTMExpert:
-    """Forget gates begin half open and more, so that the memory is long enough to learn from."""
+    """Forget gates begin more than half open on average, so that the memory is long enough to learn from."""
     bias = np.zeros(4 * hidden)
     bias[hidden : 2 * hidden] = 1
     return LSTMExpert(

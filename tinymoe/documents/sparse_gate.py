@@ -12,8 +12,8 @@ What is wrong there:
 - Δw = ∂L/∂w for the chosen (§4) climbs the loss: the step is −η ∂L/∂w.
 
 Here the gate matches each row with a learned key of each expert, w_i = f(x, e_i) = x·e_i (§4), A = TopK(W, K) per row,
-only chosen experts compute, and their outputs are weighed by the gate, through which it learns. Parameters of an expert
-that no row of a batch chose are left as they are, to the bit (§3.2): that is the lazy form of Adam.
+only chosen experts compute, and their outputs are weighed by the gate, through which it learns. Weights and bias
+of an expert that no row of a batch chose are left as they are, to the bit (§3.2): that is the lazy form of Adam.
 """
 
 from dataclasses import dataclass

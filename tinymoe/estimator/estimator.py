@@ -4,9 +4,10 @@
     model.train(data, labels, epochs=100, learning_rate=0.01)
     predictions = model.predict(data)
 
-A linear gate sends each row to k of several small networks (`mixture.py`). In training each of them answers alone, and
+A linear gate sends each row to k of several small networks (`network.py`). In training each of them answers alone, and
 those that answer well are made responsible for the row. At prediction nobody knows the label, so the gate decides: the
-answers are weighed by it. For classes both are the same mixture: the loss is −ln of `predict_proba` at the label.
+answers are weighed by it. For classes both are the same mixture: the loss, but for `balance`, is −ln of
+`predict_proba` at the label.
 
 The calls are those of the untitled document on sparse experts as a new view of the LLM, §5.
 """
@@ -37,10 +38,10 @@ class SparseMoeModel:
     experts, k      how many there are, and how many run for a row; with k = 1 only `balance` teaches the gate
     hidden          ReLU units per expert
     epochs, learning_rate, batch_size    of AdamW; the rate falls to 0 along half a cosine
-    weight_decay    an epoch takes learning_rate · weight_decay of every weight away, however many rows it has
+    weight_decay    an epoch takes about rate · weight_decay of every weight away, however many rows it has
     balance         weight of the load-balance loss
     task            "auto", "classification" or "regression" (for whole numbers that are no classes)
-    random_state    seed of initial weights and order of rows: the same seed gives the same model to the bit
+    random_state    seed of initial weights and order of rows: on one machine the same seed gives the same model to the bit
 
     After training: `n_features_in_`, `classes_` (of a classifier), `loss_curve_` (mean loss of each epoch), `network_`.
     """

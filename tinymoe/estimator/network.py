@@ -84,7 +84,7 @@ def network(x, p: Network, k: int):
 
 
 def mixture_loss(p: Network, x, targets, k: int, balance: float):
-    """The mixture's negative log-likelihood, plus `balance` times the load-balance loss, so that no expert lies idle.
+    """The mixture's negative log-likelihood, plus `balance` times the load-balance loss, against idle experts.
 
     targets  (N,) int, classes; or (N, C), numbers
     """

@@ -15,7 +15,7 @@ from .trained import Trained
 
 
 def caption_report(work: Trained, most: int | None = None) -> Sheet:
-    """Measure a captioning model on new pictures, on pictures that it was trained on, and on combinations it never saw.
+    """Measure a captioning model on new pictures, on pictures that it was trained on, and on those held out.
 
     `most` limits the number of pictures of each kind; without it, 400.
     """
@@ -23,7 +23,7 @@ def caption_report(work: Trained, most: int | None = None) -> Sheet:
     assert isinstance(source, CaptionSource)
     report = Sheet(f"{work.folder}: captions of {source.name}, {config.layers} layers, width {config.width}")
     kinds = {"new pictures": source.split.val, "pictures trained on": source.split.train}
-    kinds["combinations never seen"] = source.split.held_out
+    kinds[source.unseen] = source.split.held_out
     shares = {}
     with one_core():
         began, count = time.perf_counter(), 0
@@ -38,8 +38,8 @@ def caption_report(work: Trained, most: int | None = None) -> Sheet:
         balances = balance_by_modality(params, config, batch)
     report.add("new pictures", ("loss", found.loss, "nats/token"), ("next-token accuracy", found.accuracy, "of tokens"))
     gap = shares["pictures trained on"] - shares["new pictures"]
-    further = shares["new pictures"] - shares["combinations never seen"]
-    report.add("generalisation", ("train–validation gap", gap, "of captions"), ("to new combinations", further, "lost"))
+    further = shares["new pictures"] - shares[source.unseen]
+    report.add("generalisation", ("train–validation gap", gap, "of captions"), (f"to {source.unseen}", further, "lost"))
     for layer, balance in enumerate(balances):
         if balance is not None:
             for kind, share, violation in zip(("picture", "text"), balance.share, balance.max_violation, strict=True):

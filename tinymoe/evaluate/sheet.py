@@ -9,7 +9,7 @@ Row = tuple[str, float, str]  # name, number, unit
 
 @dataclass
 class Sheet:
-    """Numbers with names and units, in groups. Any kind of model can fill one in; this file does it for language models."""
+    """Numbers with names and units, in groups. Any kind of model can fill one in."""
 
     subject: str
     groups: dict[str, list[Row]] = field(default_factory=dict)

@@ -20,10 +20,10 @@ Array = np.ndarray
 
 
 def language_report(work: Trained, others: Sequence[Text], windows: int | None = None) -> Sheet:
-    """Measure a language model on its validation text, as much of its training text, and as much of each other text.
+    """Measure a language model on its validation text, and on as much of its training text and of each other text.
 
-    `windows` limits how much that is; without it, it is all of the validation text. The gap compares two texts: where the
-    validation text happens to be the easier one, it is negative.
+    `windows` limits how much that is; without it, it is all of the validation text, or of a shorter one. The gap
+    compares two texts: where the validation text happens to be the easier one, it is negative.
     """
     config, split = work.settings.model, work.corpus
     context = config.context

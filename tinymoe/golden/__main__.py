@@ -1,7 +1,7 @@
 """python -m tinymoe.golden: inputs, outputs and gradients to compare a mixture-of-experts kernel with.
 
-Writes a folder of cases in float64, each one .npz file that NumPy reads; manifest.json, which states of every case all
-that public systems do differently, in fields and in words; and compare.py, which needs nothing but NumPy.
+Writes a folder of cases in float64, each one .npz file that NumPy reads; manifest.json, which states the convention of
+every case, in fields and in words, since public systems differ; and compare.py, which needs nothing but NumPy.
 """
 
 import argparse

@@ -6,5 +6,5 @@
     independent  experts trained apart, each on its part of the text, are chosen, connected and trained on together
     search       which shape of model at one price per token? (`tinymoe.recipes.search`)
 
-Each trains on one processor by `fit`, small models by default, and prints a table.
+Each trains on one processor with the common trainer, small models by default, and prints a table.
 """

@@ -49,7 +49,7 @@ class Job:
         self.rng = np.random.default_rng(settings.run.seed)
 
     def begin(self) -> None:
-        """Make the folder. Whatever the user can have got wrong has been checked by then."""
+        """Make the folder, when the rest of what the user gave has been checked."""
         self.folder = new_folder(self.given.out, self.given.overwrite, self.settings)
 
     @property
@@ -61,7 +61,7 @@ class Job:
         return fit(new_model(settings.model, settings.run.seed), settings, self.text.train)
 
     def further(self, model: Model, steps: int) -> Model:
-        """The model after so many steps more, on other windows than it has begun with."""
+        """The model after so many steps more, on windows drawn anew."""
         settings = for_steps(with_shape(self.settings, model.config), steps).but(seed=self.settings.run.seed + 1)
         return fit(model, settings, self.text.train)
 

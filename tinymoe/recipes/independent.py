@@ -19,7 +19,7 @@ from .fit import Array, Model, fit
 
 
 def train_apart(seed: Model, settings: Settings, parts: Sequence[Array]) -> list[Model]:
-    """For each part of the text a dense model of which only the feed-forwards were trained, and on that part alone."""
+    """For each part of the text a copy of a dense model, of which that part has trained on the feed-forwards only."""
     return [fit(seed, settings, part, only="expert") for part in parts]
 
 

@@ -23,7 +23,8 @@ def prune_experts(params: Language, config: LanguageConfig, keep: Sequence[Array
 
     keep  for each layer the experts that stay, ints: as many in each; dense layers have none to lose, and ignore theirs
 
-    Raises ValueError for a router without a column per expert, or for `keep` that is not top_k or more different experts.
+    Raises ValueError for a router that is not among PRUNABLE, or for `keep` that is not top_k or more different
+    experts.
     """
     check_prunable(config)
     sizes = {len(np.unique(k)) for k in keep} | {len(k) for k in keep}
@@ -36,7 +37,7 @@ def prune_experts(params: Language, config: LanguageConfig, keep: Sequence[Array
 
 
 def check_prunable(config: LanguageConfig) -> None:
-    """Raises ValueError for a router without a column per expert."""
+    """Raises ValueError for a router that is not among PRUNABLE, or has groups."""
     if config.router not in PRUNABLE or config.groups > 1:
         raise ValueError(
             f"router is {config.router} with groups {config.groups}; experts can be taken from {', '.join(PRUNABLE)} "
@@ -73,7 +74,7 @@ def usage(model: Model, tokens: Array, limit: int = 0) -> Array:
 def damage(model: Model, tokens: Array, limit: int = 0) -> Array:
     """(layers, E): by how much the loss on the text rises when this expert alone is taken out; 0 in a dense layer.
 
-    Raises ValueError for a router without a column per expert, or when all experts are needed for top_k.
+    Raises ValueError for a router that is not among PRUNABLE, or when all experts are needed for top_k.
     """
     config = model.config
     check_prunable(config)

@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
 
 def shapes(budget: int, most: int = 16) -> list[Shape]:
-    """The dense shape of width K·F = `budget`, and every top-1, 2 and 4 of 2, 4, 8, … up to `most` experts."""
+    """The dense shape of width K·F = `budget`, and top-1, 2 and 4 of 2, 4, 8, … up to `most` or 64 experts."""
     sparse = [
         Shape(experts, k, budget // k)
         for k in (1, 2, 4)

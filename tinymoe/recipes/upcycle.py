@@ -1,4 +1,4 @@
-"""From a dense model to a sparse one that computes the same: sparse upcycling."""
+"""From a dense model to a sparse one that computes the same, to rounding: sparse upcycling."""
 
 from dataclasses import replace
 

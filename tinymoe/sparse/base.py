@@ -25,8 +25,8 @@ class Sparse(ABC):
     """A matrix that stores some of its places; the rest are zero.
 
     Canonical and frozen: entries are sorted by row and then column, no place occurs twice, a stored zero
-    occurs only where `keep_zeros` asked for it, and the arrays are read-only. Arithmetic returns canonical
-    matrices without stored zeros; `with_data` keeps the pattern whatever the values.
+    occurs only where it was asked for (`keep_zeros`, a mask, `with_data`), and the arrays are read-only. Sums, products
+    and quotients are canonical, too, and without stored zeros.
     """
 
     data: Array  # (nnz,)
@@ -78,7 +78,7 @@ class Sparse(ABC):
 
     @classmethod
     def from_scipy(cls, matrix: Any, *, keep_zeros: bool = False) -> Self:
-        """Any SciPy sparse matrix or array of two axes: sorted, duplicates summed, stored zeros dropped."""
+        """A SciPy sparse matrix or array of numbers: sorted, duplicates summed, stored zeros dropped or kept."""
         coo = matrix.tocoo()
         return cls.from_coordinates(coo.row, coo.col, coo.data, coo.shape, keep_zeros=keep_zeros)
 

@@ -96,7 +96,7 @@ def check_product(left: str, a: tuple[int, ...], right: str, b: tuple[int, ...],
 
 
 def frozen(array: Array) -> Array:
-    """An array that nobody can write to: itself if that is so already, else a read-only copy."""
+    """A read-only array: itself if it and what it is a view of are so already, else a copy."""
     owner: Any = array  # the base of a view can be anything that has a buffer
     while isinstance(owner, np.ndarray) and not owner.flags.writeable and owner.base is not None:
         owner = owner.base

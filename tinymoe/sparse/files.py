@@ -1,4 +1,4 @@
-"""SciPy's `.npz` files: `scipy.sparse.load_npz` reads what `save_npz` writes, and the reverse.
+"""SciPy's `.npz` files: `scipy.sparse.load_npz` reads what `save_npz` writes, and the reverse for the formats below.
 
 An archive of plain arrays: format (b"csr", b"csc" or b"coo"), shape, data, and the format's own index arrays.
 Nothing is ever unpickled.

@@ -122,7 +122,7 @@ class CSR(Sparse):
 
     @classmethod
     def from_scipy(cls, matrix: Any, *, keep_zeros: bool = False) -> Self:
-        """Any SciPy sparse matrix or array of two axes: sorted, duplicates summed, stored zeros dropped."""
+        """As `Sparse.from_scipy`, by way of SciPy's own CSR."""
         csr = matrix.tocsr()
         return cls(csr.indptr, csr.indices, csr.data, csr.shape, keep_zeros)
 

@@ -10,7 +10,7 @@ They are one another's derivatives: with Y = A X, dX = Aᵀ dY and dA's values a
 First the products as the formulas say them: slow, a step for each entry, none for a zero. Then their fast twins, which
 leave the loops to NumPy and take many entries at a time; how many, and where they are kept, is in `blocks`.
 
-The arrays must satisfy the invariants that `CSR` checks: an index out of range is not noticed here.
+The arrays must satisfy the invariants that `CSR` checks: an index out of range may go unnoticed here.
 """
 
 from typing import NamedTuple
@@ -135,7 +135,7 @@ def dense_csr_matmul(x: Array, indptr: Array, indices: Array, data: Array, n_col
 
 
 def sampled_matmul(indptr: Array, indices: Array, x: Array, y: Array) -> Array:
-    """Sampled dense–dense product: the values of X Y at the places that the pattern stores, and nowhere else.
+    """Sampled dense–dense product: the values of X Y at the places that the pattern stores.
 
         v_ij = Σ_d x_id y_dj        for each stored (i, j)
 

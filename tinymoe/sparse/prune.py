@@ -27,7 +27,7 @@ def magnitude_mask(weight: Array, sparsity: float) -> Array:
     """True at the largest magnitudes, with exactly round(sparsity · size) places false.
 
     weight of any shape; sparsity in [0, 1). Of equal magnitudes the earlier place (in C order) is kept first.
-    NaN counts as the largest of all: it is kept, where it can be seen.
+    NaN counts as ∞: it is kept, where it can be seen.
     """
     check_sparsity(sparsity)
     weight = np.asarray(weight)

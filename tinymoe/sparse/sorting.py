@@ -12,8 +12,8 @@ SORTED = 1 << 16  # entries that `sort_by` sorts at a time
 def stable_order(keys: Array, n_keys: int) -> Array:
     """The order that sorts keys 0 … n_keys−1; equal keys keep the order in which they came.
 
-    NumPy sorts 16-bit integers by radix: in linear time, and as fast on every processor. A longer key is sorted
-    16 bits at a time, the lowest first.
+    NumPy sorts 16-bit integers by radix: in linear time, and not by instructions that some processors are slow at. A
+    longer key is sorted 16 bits at a time, the lowest first.
     """
     order = keys.astype(np.uint16).argsort(kind="stable")
     for bits in range(16, max(n_keys - 1, 0).bit_length(), 16):

@@ -13,7 +13,7 @@ import numpy as np
 
 
 def ring_all_reduce(parts):
-    """The sum of W arrays at each of W workers, none of which ever sends a whole array.
+    """The sum of W arrays at each of W workers, who send each other blocks.
 
     The array is cut into W blocks. In step s of the first W − 1, worker w sends its block w − s to worker w + 1, which adds
     it to its own; after these worker w has the sum of block w + 1. In W − 1 more steps these go round, each replacing what

@@ -3,9 +3,9 @@
     loss, backward = balance_loss(logits, indices, BALANCE["megatron"])
     places = CAPACITY["mesh"](tokens, experts, k, factor)
 
-A coefficient or a capacity factor means something only together with its convention. The loss of K = 2 choices, written
-E Σ_i f_i P_i everywhere, is 1, 2 or the number of layers when all is even; and from factor 1.25 on 16 tokens and 8
-experts the systems below conclude capacities from 2 to 8.
+A coefficient or a capacity factor means something only together with its convention. The loss, E Σ_i f_i P_i in one way
+of writing or another, is 1 or K when all is even, or as many times the number of layers; and from factor 1.25 on 16
+tokens and 8 experts the systems below conclude capacities from 2 to 8. The first of the presets, `tinymoe`, are our own.
 
     choices        f counts every choice, or the first of each token only
     divided        f is divided by the number of choices counted, so that it adds up to 1, or is not
@@ -97,9 +97,10 @@ def balance_loss(logits, indices, convention=BALANCE["tinymoe"], *, mask=None):
         L = Σ_l E Σ_i f_li P_li  (or its mean over l),     f_li = (number of choices of i) / (tokens · choices, if divided)
         dP_li = dL E f_li (over the number of layers),     from there through the mean and the probabilities
 
-    Pooled, there is a single l with L·N tokens, so that two layers which collapse on different experts look even. With
-    "gates" the gradient reaches the chosen logits only, and for K = 1, where the only gate is always 1, none at all.
-    "twice" leaves probabilities that differ by less than a factor e, and a gradient smaller by about the factor E.
+    Pooled, there is a single l with L·N tokens, so that layers which collapse on different experts look evener
+    together. With "gates" the gradient reaches the chosen logits only, and for K = 1, where the only gate is always 1,
+    none at all. "twice" leaves probabilities that differ by less than a factor e, and a gradient smaller by about the
+    factor E.
 
     logits      (L, N, E)
     indices     (L, N, K)  int, the experts chosen, best first

@@ -47,7 +47,7 @@ What all have in common:
 
 A dropped assignment adds nothing and its weight gets gradient 0; the others are not renormalised. What stands in its
 weight and index is never looked at, nor is a row of x or dy whose token has nothing kept: padding may hold NaN, y and
-dx are 0 there. All raise ValueError when shapes don't fit or a kept index is no expert.
+dx are 0 there. All raise ValueError when x, weights and indices don't fit together, or a kept index is no expert.
 """
 
 from itertools import pairwise
@@ -149,7 +149,7 @@ def padded_dispatch(x, weights, up, down, gate=None, *, indices, kept=None, acti
         y_n = Σ_j w_nj outputs[e, c] at the place of assignment nj                  back from the same places
 
     C is the largest count, or the given capacity, which drops nothing: dropping is said by `kept`. Even load wastes
-    nothing; with one expert overloaded most of the buffer is padding.
+    nothing; with one expert overloaded much of the buffer is padding.
 
     Raises ValueError also when the capacity is below the largest count.
     Source: Lepikhin et al. 2020 (GShard), §2.2; Fedus et al. 2021 (Switch), §2.2.

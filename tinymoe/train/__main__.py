@@ -179,7 +179,7 @@ def sparsity_report(work: Prepared) -> str:
 def write_sample_captions(work: Prepared, source: CaptionSource) -> None:
     """Print how many captions are exactly right, keep some as sample.txt, and draw them."""
     params, config = work.state.params, work.settings.model
-    for name, pictures in (("validation", source.split.val), ("combinations never seen", source.split.held_out)):
+    for name, pictures in (("validation", source.split.val), (source.unseen, source.split.held_out)):
         say(f"captions exactly right, {name}: {exact(params, config, pictures, source.longest):.1%}")
     some = source.split.held_out.take(np.arange(min(12, len(source.split.held_out))))
     written = write_captions(params, config, some.images, source.longest)

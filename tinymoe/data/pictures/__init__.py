@@ -7,8 +7,8 @@
     digits   8×8, grey, by human hands    a handwritten seven                     nothing: a second validation set
 
 One picture has one caption, so that a written caption is right or wrong: of two objects the left or the upper one
-is named first, and they stand side by side or one above the other, never on a slant. Place, size, brightness, angle
-and noise differ from picture to picture, so no two are alike even when their captions are.
+is named first, and they stand side by side or one above the other, never on a slant. Of what is drawn, place,
+brightness and noise differ from picture to picture, so no two are alike even when their captions are.
 """
 
 from .captions import BEGIN, END, CaptionBatch, decode_caption, encode_captions

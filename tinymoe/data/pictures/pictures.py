@@ -32,7 +32,7 @@ class Pictures:
 class PictureSplit:
     train: Pictures
     val: Pictures  # other pictures of the same kind
-    held_out: Pictures  # combinations that train and val never show, though train shows each word of them
+    held_out: Pictures  # combinations that train and val never show, though train has their words; of digits, more
 
 
 def check_size(size: int) -> None:

@@ -1,4 +1,4 @@
-"""The bug museum: mistakes of public mixture-of-experts code, each in a few lines, with the check that catches it.
+"""The bug museum: mistakes of mixture-of-experts code, all but two of them public, each with the check that catches it.
 
     from tinymoe.systems.museum import MUSEUM
     for exhibit in MUSEUM:

@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A bug that somebody had, the check that catches it, and the code that passes.
+    """A bug, the check that catches it, and the code that passes.
 
     `right` and `buggy` have the same signature, and `check(right)` says nothing where `check(buggy)` raises
     AssertionError with what it found.
     """
 
     name: str
-    source: str  # where it happened
+    source: str  # where it happened, if that is known
     right: Callable[..., Any]
     buggy: Callable[..., Any]
     check: Callable[[Callable[..., Any]], None]
