@@ -10,6 +10,7 @@ mean is said in source.py; by what rule outputs are compared, in compare.py.
 """
 
 import argparse
+import asyncio
 import os
 import re
 import sys
@@ -67,7 +68,8 @@ def executed(product: Any, folder: Path) -> Any:
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(env=os.environ | {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    asyncio.run(client.async_execute(env=environment))  # `execute` would leave its event loop open
     return cleaned(product)
 
 
