@@ -4,7 +4,7 @@ Axes have different sizes, all above 1, so that a transposed product can't pass 
 one row, repeated ids, idle experts, or one expert for all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from .. import ops
 from ..ops import group_by_expert
 from ..sparse import CSR
+from ..types import Operation
 from .balance_cases import balance_cases
 from .gate_cases import gate_cases
 from .recurrent_cases import recurrent_cases
@@ -20,7 +21,7 @@ from .recurrent_cases import recurrent_cases
 
 class Case(NamedTuple):
     name: str
-    operation: Callable[..., Any]
+    operation: Operation
     inputs: tuple[Any, ...]  # in the order of the signature
     options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     analytic: bool = True  # whether the complex step works

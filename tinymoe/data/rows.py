@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Array = np.ndarray
+from ..types import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..options import check_options, option
+from ..types import Array
 from . import corpora, pictures
 from .windows import Batch, TrainingWindows, evaluation_batches
-
-Array = np.ndarray
-
 
 TASKS = ("text", "caption")
 PICTURES = {  # height, width and channels

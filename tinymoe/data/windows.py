@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-Array = np.ndarray
+from ..types import Array
 
 
 @dataclass(frozen=True, eq=False)

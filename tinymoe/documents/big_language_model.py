@@ -27,9 +27,8 @@ import numpy as np
 from ..ops import combine, cross_entropy, dispatch, embedding, group_by_expert, linear, token_shift, top_k_gate
 from ..sparse import CSR, prune
 from ..tree import tree_map
+from ..types import Array
 from .layers import Dense, ExpertNetwork, new_dense, new_expert
-
-Array = np.ndarray
 
 EDGE = 0  # the byte that stands before the first one of a text, and behind its last
 VOCABULARY = 256

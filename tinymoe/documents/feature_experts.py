@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 
 from ..ops import softmax
+from ..types import Array
 from .fit import mean_squared_error, train
 from .layers import Dense, ExpertNetwork, new_expert
-
-Array = np.ndarray
 
 
 @dataclass

@@ -11,8 +11,7 @@ from ..optim.hyperparameters import Training, fresh
 from ..optim.objective import Objective
 from ..optim.trainer import Trainer
 from ..tree import Tree, tree_map, with_values
-
-Array = np.ndarray
+from ..types import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,7 @@ import numpy as np
 
 from ..ops import linear, relu, sparse_linear
 from ..sparse import CSR
-
-Array = np.ndarray
+from ..types import Array
 
 
 @dataclass

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..ops import combine, embedding, group_by_expert, lstm, softmax, top_k_gate
+from ..types import Array
 from .fit import train
 from .layers import Dense, new_dense
-
-Array = np.ndarray
 
 
 @dataclass

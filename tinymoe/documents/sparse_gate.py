@@ -24,9 +24,8 @@ import numpy as np
 
 from ..ops import combine, dispatch, embedding, group_by_expert, grouped_linear, linear, load_balance, top_k_gate
 from ..tree import leaf
+from ..types import Array
 from .fit import mean_squared_error, train
-
-Array = np.ndarray
 
 
 @dataclass

@@ -39,9 +39,9 @@ from ..ops import (
 )
 from ..ops.sparse import check_values
 from ..sparse import CSR, matmul_loop, sparse_normal
+from ..types import Array
 from .fit import train
 
-Array = np.ndarray
 Triple = tuple[int, int, complex]
 
 

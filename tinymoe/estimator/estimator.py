@@ -26,9 +26,8 @@ from .. import ops
 from ..data.rows import Rows
 from ..optim.hyperparameters import NotFinite, Training, fresh
 from ..optim.trainer import Trainer
+from ..types import Array
 from .network import Choice, MixtureObjective, initialize, network
-
-Array = np.ndarray
 
 
 @dataclass(eq=False, kw_only=True)

@@ -21,8 +21,7 @@ from ..data.rows import Rows
 from ..ops import cross_entropies, half_squared_errors, mixture_likelihood, pick
 from ..optim.objective import Objective
 from ..tree import leaf
-
-Array = np.ndarray
+from ..types import Array
 
 
 @dataclass

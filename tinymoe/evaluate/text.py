@@ -12,11 +12,10 @@ from ..models.evaluation import Measured, measure
 from ..models.long_text import chunk_losses, overlapping_loss
 from ..ops import metrics
 from ..optim.one_core import one_core
+from ..types import Array
 from .costs import add_costs, add_parameters
 from .sheet import Row, Sheet
 from .trained import Text, Trained
-
-Array = np.ndarray
 
 
 def language_report(work: Trained, others: Sequence[Text], windows: int | None = None) -> Sheet:

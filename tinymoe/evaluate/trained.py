@@ -14,8 +14,7 @@ from ..runs.checkpoint import load_arrays
 from ..runs.folder import CHECKPOINT, CONFIG, MODEL
 from ..runs.settings import Settings, resolve
 from ..runs.state import load_model
-
-Array = np.ndarray
+from ..types import Array
 
 
 class Trained(NamedTuple):

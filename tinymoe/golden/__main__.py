@@ -20,7 +20,7 @@ from .. import __version__
 from ..errors import Parser, UserError, run, say
 from ..runs.checkpoint import write_atomically
 from .agreements import in_words
-from .cases import CASES, Arrays, draw
+from .cases import CASES, Named, draw
 from .solve import margin, solve
 
 MANIFEST, COMPARE = "manifest.json", "compare.py"
@@ -92,7 +92,7 @@ def pack(seed: int) -> Iterator[tuple[str, bytes]]:
     yield from files.items()
 
 
-def _shapes(arrays: Arrays, names: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _shapes(arrays: Named, names: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {name: [str(arrays[name].dtype), *arrays[name].shape] for name in names}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from ..types import Array
 from .agreements import Convention
 
-Arrays = dict[str, Any]  # of arrays, by name
+Named = dict[str, Any]  # arrays by their names
 
 MATRICES = ("up", "down", "gate")  # of experts
 
@@ -16,13 +16,13 @@ MATRICES = ("up", "down", "gate")  # of experts
 class Case(NamedTuple):
     about: str
     convention: Convention = Convention()
-    change: Callable[[Arrays], Mapping[str, Array]] = lambda given: {}  # what to replace among the random inputs
+    change: Callable[[Named], Mapping[str, Array]] = lambda given: {}  # what to replace among the random inputs
     tokens: int = 24
     width: int = 16
     expert_width: int = 32
 
 
-def favour(given: Arrays, expert: int | list[int], by: float) -> Arrays:
+def favour(given: Named, expert: int | list[int], by: float) -> Named:
     """x and a router that scores the experts `by` higher than the others, whatever the token."""
     x, router = given["x"].copy(), given["router"] / 4
     x[:, 0], router[0] = 1, 0
@@ -30,7 +30,7 @@ def favour(given: Arrays, expert: int | list[int], by: float) -> Arrays:
     return {"x": x, "router": router}
 
 
-def pad(given: Arrays) -> Arrays:
+def pad(given: Named) -> Named:
     mask = np.arange(len(given["x"])) % 5 != 0
     mask[-2:] = False
     return {"mask": mask} | {name: np.where(mask[:, None], given[name], np.nan) for name in ("x", "dy")}
@@ -83,7 +83,7 @@ CASES = {
 }
 
 
-def draw(name: str, seed: int) -> Arrays:
+def draw(name: str, seed: int) -> Named:
     """The given arrays of a case. All are bfloat16 numbers, so that kernels in any type start from the same."""
     case, rng = CASES[name], np.random.default_rng([seed, *name.encode()])
     c, n, d, f = case.convention, case.tokens, case.width, case.expert_width

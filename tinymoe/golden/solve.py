@@ -10,12 +10,12 @@ from .. import ops
 from ..ops.gates import limit_groups
 from ..types import Array, Backward
 from .agreements import Convention
-from .cases import MATRICES, Arrays
+from .cases import MATRICES, Named
 
 ACTIVATIONS = {"silu": ops.silu, "relu": ops.relu, "gelu_tanh": ops.gelu}
 
 
-def solve(given: Arrays, c: Convention) -> Arrays:
+def solve(given: Named, c: Convention) -> Named:
     """All results and gradients of a case, by name."""
     real = ops.as_mask(given["x"].shape[:1], given.get("mask"))
     (x, _), (dy, _) = (ops.without_padding(given[name], real) for name in ("x", "dy"))
@@ -49,10 +49,10 @@ class Decision(NamedTuple):
     indices: Array  # (N, K) int
     counts: Array  # (E,) int, assignments per expert
     kept: Array  # (N, K) bool
-    results: Arrays
+    results: Named
 
 
-def route(x: Array, given: Arrays, c: Convention) -> tuple[tuple[Array, float, Decision], Backward]:
+def route(x: Array, given: Named, c: Convention) -> tuple[tuple[Array, float, Decision], Backward]:
     """Router, gate, capacity and losses, for `ops.moe_layer`: (weights of the kept, the losses' part of the objective,
     `Decision`), and a backward that returns dx and the other gradients by name."""
     mask = given.get("mask")
@@ -72,7 +72,7 @@ def route(x: Array, given: Arrays, c: Convention) -> tuple[tuple[Array, float, D
     results = {"logits": logits, "weights": weights, "kept": kept} | {name: loss for name, (loss, _) in losses.items()}
     objective = sum(given[f"d{name}"] * loss for name, (loss, _) in losses.items())
 
-    def backward(dweights: Array, dobjective: float) -> tuple[Array, Arrays]:  # read upwards
+    def backward(dweights: Array, dobjective: float) -> tuple[Array, Named]:  # read upwards
         of_losses = (loss_back(dobjective * given[f"d{name}"])[0] for name, (_, loss_back) in losses.items())
         (from_gate,) = gate_back(*keep_back(dweights))
         dlogits = from_gate + sum(of_losses)
@@ -83,7 +83,7 @@ def route(x: Array, given: Arrays, c: Convention) -> tuple[tuple[Array, float, D
     return (weights, objective, Decision(indices, counts, kept, results)), backward
 
 
-def choose(logits: Array, given: Arrays, c: Convention) -> Any:
+def choose(logits: Array, given: Named, c: Convention) -> Any:
     """(weights, indices, chosen), backward: whichever gate the convention names; nothing is dropped yet."""
     if c.routing == "expert choice":
         return ops.expert_choice_gate(logits, c.capacity)
@@ -106,7 +106,7 @@ def only_kept(weights: Array, kept: Array) -> tuple[Array, Callable[[Array], tup
     return y, backward
 
 
-def route_noisy(x: Array, given: Arrays, c: Convention) -> tuple[tuple[Array, float, Decision], Backward]:
+def route_noisy(x: Array, given: Named, c: Convention) -> tuple[tuple[Array, float, Decision], Backward]:
     """`route` for the noisy gate, whose losses come from the weights and from the load."""
     logits, router_back = ops.linear(x, given["router"])
     spread, spread_back = ops.linear(x, given["noise_router"])
@@ -116,7 +116,7 @@ def route_noisy(x: Array, given: Arrays, c: Convention) -> tuple[tuple[Array, fl
     load_loss, of_load_back = ops.squared_variation(load)
     objective = given["dimportance_loss"] * importance_loss + given["dload_loss"] * load_loss
 
-    def backward(dweights_of_y: Array, dobjective: float) -> tuple[Array, Arrays]:  # read upwards
+    def backward(dweights_of_y: Array, dobjective: float) -> tuple[Array, Named]:  # read upwards
         (dload,) = of_load_back(dobjective * given["dload_loss"])
         (dimportance,) = of_importance_back(dobjective * given["dimportance_loss"])
         dweights = dweights_of_y + importance_back(dimportance)[0]
@@ -127,13 +127,13 @@ def route_noisy(x: Array, given: Arrays, c: Convention) -> tuple[tuple[Array, fl
         return dx + dx_noise, gradients | {"dweights": dweights}
 
     kept = np.ones(indices.shape, bool)
-    results: Arrays = {"logits": logits, "spread": spread, "load": load, "weights": weights, "kept": kept}
+    results: Named = {"logits": logits, "spread": spread, "load": load, "weights": weights, "kept": kept}
     results |= {"importance_loss": importance_loss, "load_loss": load_loss}
     counts = np.bincount(indices.reshape(-1), minlength=c.experts)
     return (weights, objective, Decision(indices, counts, kept, results)), backward
 
 
-def margin(given: Arrays, results: Arrays, c: Convention) -> float | None:
+def margin(given: Named, results: Named, c: Convention) -> float | None:
     """The smallest gap between scores that a choice, or its order, depends on; None without any.
 
     A kernel whose scores are off by more than half of it may choose otherwise, and is then not comparable.

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ..types import Array
 from .slopes import STEP, MarginError, Slope, floats_of
-
-Array = np.ndarray
 
 __all__ = ["TOLERANCE", "InputReport", "MarginError", "Report", "check_gradients"]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray
+from ..types import Array
 
 STEP = {"central": 3e-5, "complex": 1e-20}  # ε (times the input's root mean square where that is below 1) and h
 

@@ -5,11 +5,10 @@ import numpy as np
 from ..data.pictures import BEGIN, END, Pictures, decode_caption
 from ..data.windows import Batch
 from ..ops import metrics
+from ..types import Array
 from .config import LanguageConfig
 from .language import forward
 from .parameters import Language
-
-Array = np.ndarray
 
 
 def write_captions(params: Language, config: LanguageConfig, pictures: Array, longest: int) -> list[str]:

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.windows import Batch
+from ..types import Array
 from .config import LanguageConfig
 from .language import next_token, read_on
 from .parameters import Language
-
-Array = np.ndarray
 
 
 class Score(NamedTuple):

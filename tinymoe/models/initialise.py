@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ..types import Array
 from .config import GATES, LanguageConfig, VisionConfig, encoder_blocks
 from .parameters import Attention, Block, Experts, Language, Mixture, Norm, Recurrent, Router, Shared, Vision
 
-Array = np.ndarray
 Draw = Callable[[tuple[int, ...]], Array]  # shape → numbers of mean 0 and standard deviation 1
 
 

@@ -10,18 +10,15 @@ composition of the gradients of its operations, and has the type of the paramete
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .. import ops
 from ..data.windows import Batch
+from ..types import Array
 from .balancing import SWITCH, UNBALANCED
 from .blocks import block, drop, normalize
 from .config import LanguageConfig
 from .parameters import Language
 from .routers import Choice, Situation, unchanged
 from .vision import with_picture
-
-Array = np.ndarray
 
 
 def place(x, params: Language, config: LanguageConfig, batch: int):

@@ -10,11 +10,10 @@ Source: 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语
 import numpy as np
 
 from ..data.windows import Batch
+from ..types import Array
 from .config import LanguageConfig
 from .evaluation import score, together
 from .parameters import Language
-
-Array = np.ndarray
 
 
 def streams(tokens: Array, chunk: int, count: int) -> tuple[Array, Array]:

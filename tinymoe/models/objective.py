@@ -13,6 +13,7 @@ from ..data.windows import Batch
 from ..ops import metrics
 from ..optim.objective import Objective
 from ..tree import with_values
+from ..types import Array
 from .balancing import SWITCH, Balancing
 from .config import LanguageConfig
 from .evaluation import score
@@ -20,8 +21,6 @@ from .initialise import skeleton
 from .language import forward, loss, next_token
 from .parameters import Language
 from .routers import Choice
-
-Array = np.ndarray
 
 
 class LayerReport(NamedTuple):

@@ -6,11 +6,8 @@ may make sparse; part of an expert; a table with a row for each token; a bias th
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..tree import leaf
-
-Array = np.ndarray
+from ..types import Array
 
 
 @dataclass(kw_only=True)

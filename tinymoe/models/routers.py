@@ -6,16 +6,16 @@ kept = within each expert's capacity   in training, if there is one
 loss = Σ of the balancing losses       functions of logits, weights and load
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import ops
+from ..types import Array, Backward
 from .balancing import UNBALANCED, Balancing
 from .config import LanguageConfig
-from .parameters import Array, Router
+from .parameters import Router
 
 
 class Situation(NamedTuple):
@@ -212,7 +212,7 @@ def within_capacity(weights, indices, kept, config: LanguageConfig, at: Situatio
 
 def balance(choice: Choice, config: LanguageConfig, at: Situation):
     """weight · Σ losses + z_weight · z, and Σ losses for reports; backward(dloss) → (dweights, dlogits, dload)."""
-    terms: list[tuple[str, float, Any, Callable[..., Any]]] = []  # what it depends on, weight, value, backward
+    terms: list[tuple[str, float, Any, Backward]] = []  # what it depends on, weight, value, backward
     losses, weight, z_weight = UNBALANCED if choice.logits is None else at.balancing  # a table has nothing to balance
     for name in losses:
         if name in ("switch", "global"):

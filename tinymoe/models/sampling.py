@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ..errors import UserError
+from ..types import Array
 from .config import LanguageConfig
 from .language import forward
 from .parameters import Language
-
-Array = np.ndarray
 
 
 def next_token(logits: Array, temperature: float, top_p: float, rng: np.random.Generator) -> int:

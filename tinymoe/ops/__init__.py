@@ -21,13 +21,13 @@ Reading order: pointwise, linear, norm, masks, softmax, positions, shift, attent
 gates, shared_gates, routing, capacity, balance, sparse, experts, moe, soft, likelihood, distillation; and metrics.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from inspect import isfunction
 from pkgutil import iter_modules
-from typing import Any, get_args
+from typing import get_args
 
-from ..types import Backward
+from ..types import Backward, Operation
 from .attention import causal_attention, full_attention
 from .balance import (
     bias_update,
@@ -70,7 +70,7 @@ from .sparse import (
 from .top_k_gate import choose, pick, top_k_gate
 
 
-def _operations() -> Iterator[Callable[..., Any]]:
+def _operations() -> Iterator[Operation]:
     """Every public function of the files here that says in its signature that it returns a `Backward`."""
     for file in iter_modules(__path__):
         module = import_module(f"{__name__}.{file.name}")

@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..types import Array
 from .masks import as_mask
-
-Array = np.ndarray
 
 
 def expert_counts(indices: Array, n_experts: int, *, kept: Array | None = None, mask: Array | None = None) -> Array:

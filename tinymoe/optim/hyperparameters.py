@@ -3,13 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..options import check_options, option
 from ..tree import values_of
 from .updates import OPTIMIZERS, Slots, learning_rate, new_slots
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)

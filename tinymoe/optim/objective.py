@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Array = np.ndarray
+from ..types import Array
 
 
 class Examples(Protocol):

@@ -23,8 +23,7 @@ import numpy as np
 
 from ..options import check_options, option
 from ..sparse import CSR, magnitude_mask, prune_global, prune_n_m, sparse_plus_low_rank
-
-Array = np.ndarray
+from ..types import Array
 
 RECIPES = ("none", "prune", "init", "l1", "l1-proximal", "iht", "rigl", "low-rank")
 MASKED = ("prune", "init", "rigl")

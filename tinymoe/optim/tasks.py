@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..tree import roles, values_of
+from ..types import Array
 from . import sparsify
 from .hyperparameters import Training
 from .objective import Objective
 from .sparsify import Sparsity
 from .updates import OPTIMIZERS, SLOTS, Slots, global_norm, lazy
-
-Array = np.ndarray
 
 
 class Leaf(NamedTuple):

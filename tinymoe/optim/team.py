@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..types import Array
 from .one_core import one_core
 
-Array = np.ndarray
 Task = Callable[[dict[str, Array], Any], Any]  # a function at the top of a module
 Layout = dict[str, tuple[tuple[int, ...], str]]  # shapes and dtypes by name
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray
+from ..types import Array
+
 Slots = dict[str, Array]  # what an optimiser remembers about one leaf
 
 CHUNK = 1 << 15  # elements; five such float32 arrays are 640 kB

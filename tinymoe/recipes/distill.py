@@ -5,7 +5,8 @@ from typing import Any
 from ..models.language import forward, next_token
 from ..ops.distillation import distillation
 from ..runs.settings import Settings
-from .fit import Array, Model, fit
+from ..types import Array
+from .fit import Model, fit
 
 
 def distill(

@@ -18,8 +18,7 @@ from ..optim.trainer import Trainer
 from ..options import options_of
 from ..runs.settings import Settings
 from ..tree import tree_map
-
-Array = np.ndarray
+from ..types import Array
 
 
 class Model(NamedTuple):

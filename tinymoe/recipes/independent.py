@@ -15,7 +15,8 @@ from ..data.corpora import Split
 from ..models.config import LanguageConfig
 from ..models.parameters import Experts, Mixture, Router
 from ..runs.settings import Settings
-from .fit import Array, Model, fit
+from ..types import Array
+from .fit import Model, fit
 
 
 def train_apart(seed: Model, settings: Settings, parts: Sequence[Array]) -> list[Model]:

@@ -10,9 +10,9 @@ from ..models.config import LanguageConfig
 from ..models.language import forward
 from ..models.parameters import Language, Mixture
 from ..tree import tree_map
+from ..types import Array
 from .fit import Model, evaluate
 
-Array = np.ndarray
 PRUNABLE = ("softmax", "noisy", "sigmoid")
 
 

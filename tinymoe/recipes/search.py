@@ -18,7 +18,8 @@ from ..models.config import LanguageConfig
 from ..models.parameters import Language
 from ..runs import plots
 from ..runs.settings import Settings
-from .fit import Array, Model, advance, evaluate, new_model, start
+from ..types import Array
+from .fit import Model, advance, evaluate, new_model, start
 
 C = TypeVar("C", bound=Hashable)
 

@@ -6,9 +6,8 @@ import numpy as np
 
 from ..models.config import LanguageConfig
 from ..models.parameters import Experts, Language, Mixture, Router
+from ..types import Array
 from .fit import Model
-
-Array = np.ndarray
 
 
 def upcycle(

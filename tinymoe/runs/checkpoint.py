@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..errors import UserError
-
-Array = np.ndarray
+from ..types import Array
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -15,11 +15,10 @@ from ..optim.hyperparameters import NotFinite, State, fresh
 from ..optim.trainer import Trainer
 from ..sparse import CSR
 from ..tree import named, with_leaves, with_role
+from ..types import Array
 from .checkpoint import load_arrays, save_arrays
 from .folder import CHECKPOINT, MODEL
 from .settings import Settings, from_plain, to_plain
-
-Array = np.ndarray
 
 
 def new_state(settings: Settings) -> State:

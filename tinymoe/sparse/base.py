@@ -12,12 +12,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..types import Array
 from .checks import check_shape, frozen
 from .gustavson import Triple, csr_csr_matmul
 from .picture import picture
 from .products import csr_matmul, dense_csr_matmul
 from .sorting import sorting_order
-from .structure import Array
 from .sums import Arrays, csr_add
 
 

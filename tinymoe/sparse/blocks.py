@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..types import Array
 from .sorting import rows_by_length
-from .structure import Array, entries_of, row_blocks
+from .structure import entries_of, row_blocks
 
 BLOCK = 1 << 18  # entries handled at a time: index, value and product of so many stay in the cache
 GATHERED = 1 << 17  # numbers gathered at a time: with float32, half a megabyte

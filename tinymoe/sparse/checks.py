@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .structure import Array, index_dtype
+from ..types import Array
+from .structure import index_dtype
 
 Checked = tuple[Array, Array, Array, tuple[int, int]]  # both index arrays in the narrowest dtype, values, shape
 

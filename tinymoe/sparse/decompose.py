@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..types import Array
 from .formats import CSR
 from .prune import magnitude_mask
-from .structure import Array
 
 
 class SparsePlusLowRank(NamedTuple):

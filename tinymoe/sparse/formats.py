@@ -24,11 +24,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..types import Array
 from .base import Sparse
 from .checks import check_compressed, check_coordinates, frozen
 from .products import Transpose, sampled_matmul, transpose_plan
 from .sorting import sort_by, sorting_order
-from .structure import Array, entries_of, ordered, row_numbers, row_pointers
+from .structure import entries_of, ordered, row_numbers, row_pointers
 from .sums import Arrays, sum_duplicates
 
 

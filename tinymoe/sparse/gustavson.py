@@ -10,8 +10,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..types import Array
 from .blocks import dense_pays, density, filled_in
-from .structure import Array, entries_of, row_blocks
+from .structure import entries_of, row_blocks
 from .sums import assemble, canonical_rows
 
 PRODUCTS = 1 << 14  # products a_ik b_kj made, sorted and summed at a time

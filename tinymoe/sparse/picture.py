@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .structure import Array
+from ..types import Array
 
 SHADES = " .:-=+*#%@"  # a part without entries … a full part
 

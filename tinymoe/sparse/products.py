@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..types import Array
 from .blocks import BLOCK, consecutive_rows, dense_pays, density, equal_rows, filled_in, flat_places
 from .checks import check_product
 from .sorting import sort_by
-from .structure import Array, row_numbers
+from .structure import row_numbers
 from .sums import sum_runs
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..types import Array
 from .formats import CSR
-from .structure import Array
 
 
 def prune(weight: Array, sparsity: float) -> CSR:

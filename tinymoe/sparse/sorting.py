@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .structure import Array
+from ..types import Array
 
 SORTED = 1 << 16  # entries that `sort_by` sorts at a time
 

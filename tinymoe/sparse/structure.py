@@ -13,9 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from ..types import Array
 
 
 def index_dtype(shape: tuple[int, int], nnz: int) -> np.dtype[Any]:

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ..types import Array
 from .sorting import sorting_order
-from .structure import Array, index_dtype, row_blocks, row_numbers
+from .structure import index_dtype, row_blocks, row_numbers
 
 Arrays = tuple[Array, Array, Array]
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Array = np.ndarray
+from ...types import Array
 
 BEGIN, END = 0x02, ord("\n")  # ASCII "start of text", and the end of a line, as in every corpus
 IGNORED = -100  # a target that `ops.cross_entropy` leaves out

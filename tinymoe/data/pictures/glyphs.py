@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ...types import Array
 from .captions import of_glyph
-from .pictures import FINE, Array, Pictures, PictureSplit, check_size, finish, shrink
+from .pictures import FINE, Pictures, PictureSplit, check_size, finish, shrink
 
 CHARACTERS = string.ascii_letters + string.digits
 FAMILIES, WEIGHTS, SLANTS = ("sans", "serif", "mono"), ("regular", "bold"), ("upright", "italic")

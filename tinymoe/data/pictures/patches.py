@@ -1,8 +1,6 @@
 """Pictures as rows of patches, and back."""
 
-import numpy as np
-
-Array = np.ndarray
+from ...types import Array
 
 
 def patches(images: Array, size: int) -> Array:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Array = np.ndarray
+from ...types import Array
 
 FINE = 4  # pictures are drawn with 4×4 points to a pixel and averaged, so edges are smooth
 SMALLEST = 16  # pixels on a side, below which shapes and letters can't be told apart

@@ -5,8 +5,9 @@ from itertools import product
 
 import numpy as np
 
+from ...types import Array
 from .captions import of_shapes
-from .pictures import FINE, Array, Pictures, PictureSplit, check_size, finish, shrink
+from .pictures import FINE, Pictures, PictureSplit, check_size, finish, shrink
 
 SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "circle": lambda x, y: x * x + y * y <= 1,
