@@ -61,9 +61,10 @@ def terms(lessons: list[Lesson]) -> list[tuple[str, str, str, Lesson]]:
 TEMPLATE = """<!-- Made by build.py from the headers of src/*.py; edit those. -->
 # The course
 
-Notebooks that run on any laptop, without a download. Each begins with a picture and a formula, computes it by hand,
-in a loop and with the library, proves its gradient, shows a bug that somebody really had, and ends with exercises that
-check themselves. Install and open them, from the project's folder:
+Notebooks that run on a laptop, with no data to download. Each but the last begins with a picture and a formula,
+computes it by hand, in a loop and with the library, derives its gradient and checks it, shows a bug that somebody really
+had, and ends with exercises that check themselves; the last answers questions. Install and open them, from the
+project's folder:
 
 ```sh
 python3 -m venv .venv && .venv/bin/pip install -e '.[lessons]' && .venv/bin/jupyter lab lessons

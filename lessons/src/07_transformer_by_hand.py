@@ -3,7 +3,7 @@
 #   lesson:
 #     title: A transformer by hand
 #     chinese: 手写 Transformer 语言模型
-#     builds: a transformer language model, put together from small operations, trained on a text, all gradients proved
+#     builds: a transformer language model, put together from small operations, trained on a text, all gradients checked
 #     code: [tinymoe/models/language.py, tinymoe/models/blocks.py, tinymoe/ops/norm.py, tinymoe/optim/updates.py]
 #     documents: [L4, L5]
 #     papers:
@@ -23,7 +23,7 @@
 # %% [markdown]
 # ## You will
 #
-# put embedding, attention, norms and feed-forward layers together into a transformer, prove all its gradients, and train it
+# put embedding, attention, norms and feed-forward layers together into a transformer, check all its gradients, and train it
 # until it writes.
 
 # %% [markdown]
@@ -477,7 +477,7 @@ for name, entry in list(zip(named(small), report.inputs, strict=True))[:6]:
 print("every array right:", report.ok, " how many:", len(report.inputs))
 
 # %% [markdown]
-# Every gradient is proved, so training can begin. The text is the one of lesson 0: five dialects, of which the entropy is
+# Every gradient is checked, so training can begin. The text is the one of lesson 0: five dialects, of which the entropy is
 # known. Plain gradient descent is slow here; the library's `adamw` gives each weight a step of its own, by how large its
 # gradients have been lately.
 

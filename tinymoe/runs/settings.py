@@ -1,7 +1,7 @@
 """The settings of a training run, in parts that check themselves; flags, help and config.toml are made from them.
 
 A part stands beside the code that it is for: what a model is made of in `models.config`, what the optimiser goes by in
-`optim.training`. Users see one flat list of names, the same for flags and for config.toml.
+`optim.hyperparameters`. Users see one flat list of names, the same for flags and for config.toml.
 
 The way from fields to flags is argparse and `dataclasses.fields`. Compared on a small copy of this: tyro (4 packages, boxes
 for errors, can't tell which flags were given), simple-parsing (3, needs a second parser to tell), cattrs (3, turns 3.7 into 3

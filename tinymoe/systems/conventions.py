@@ -17,7 +17,7 @@ tokens and 8 experts the systems below conclude capacities from 2 to 8. The firs
 E² times a mean over experts is E times a sum: there these systems only look different. What can't be written as a
 function of logits and choices is left out: systems that count after dropping (fastmoe, ST-MoE of lucidrains). Those
 that compute it per group of tokens, be it a sequence or a device's share, are called with one group at a time. Whether
-padding counts is up to the caller's mask; most educational code counts it.
+padding counts is up to the caller's mask; public code often counts it.
 """
 
 import math

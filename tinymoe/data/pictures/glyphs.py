@@ -41,7 +41,7 @@ def glyphs(seed: int = 0, copies: int = 3, size: int = 20, noise: float = 0.03) 
 
     A style is a family, a weight and a slant. Each character is given one of the twelve styles, by the seed, in
     which it is held out, in whichever font. All stand on one line, give or take a pixel, so that o and O differ;
-    but some letters look much the same in sans and in mono, and no reader gets all of those captions right.
+    but some letters look much the same in sans and in mono, and of those a reader must guess.
 
     labels  character, family, weight, slant, font
 
