@@ -57,7 +57,8 @@ def model_losses(n=6):
     normal, ids = rng(4).standard_normal, rng(5).integers(0, 5, (n, 4))
     x, targets = frozen(normal((n, 3))), frozen(normal((n, 1)))
     p0 = d0.SparseExpertModel(2).parameters
-    p0.gate.weight[...] = normal(p0.gate.weight.shape)  # at 0 all experts would count the same
+    gate = values_of(p0)["gate.weight"]
+    gate[...] = normal(gate.shape)  # at 0 all experts would count the same
     yield "d0", d0.squared_loss, p0, (x, targets)
     for k in (1, 2, 3):
         p = d1.SparseExpertModel(3, 3, 2, k).parameters
@@ -121,7 +122,8 @@ def test_gradients_of_the_inputs(method):
         d1.SparseExpertModel(4, 3, 2, 2).parameters,
         small_visual_model(),
     )
-    p0.gate.weight[...] = normal(p0.gate.weight.shape)
+    gate = values_of(p0)["gate.weight"]
+    gate[...] = normal(gate.shape)
     experts = tuple(new_expert(rng(7), 3, 4, 2) for _ in range(3))
 
     def dx_only(network, *args):
@@ -426,6 +428,7 @@ def test_d2_runs_and_trains_with_sparse_weights_and_what_was_cut_stays_cut():
     assert loss < d2.language_loss(p, TEXTS)[0]
     for layer, after in zip(p.hidden_layers, trained.hidden_layers, strict=True):
         old, new = layer.experts[0].dense1.weight, after.experts[0].dense1.weight
+        assert isinstance(old, CSR) and isinstance(new, CSR)
         np.testing.assert_array_equal(old.indices, new.indices)
         assert np.abs(old.data - new.data).max() > 0
 
@@ -579,7 +582,7 @@ def printed_embedding(V, D, W):
 
 
 def printed_experts(V, H, W):
-    return [printed_embedding(V, D, W) for _ in range(H)]  # noqa: F821 (as printed)
+    return [printed_embedding(V, D, W) for _ in range(H)]  # type: ignore[name-defined]  # noqa: F821 (as printed)
 
 
 def test_d3_as_printed_stores_every_place_and_does_not_know_its_width():

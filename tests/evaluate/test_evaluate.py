@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import records
 from tinymoe import errors, ops
 from tinymoe.check import __main__ as check
+from tinymoe.data.corpora import Split
 from tinymoe.data.windows import Batch, cut, evaluation_batches
 from tinymoe.errors import UserError
 from tinymoe.evaluate import __main__ as evaluate
@@ -161,6 +162,7 @@ def test_loss_accuracy_and_load_are_those_of_each_window_by_itself():
         window = cut(tokens, np.array([start]), 6)
         (logits, _, routed), _ = forward(params, config, window.ids)
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        assert window.targets is not None
         for row, target in zip(p, window.targets[0], strict=True):
             losses.append(-math.log(row[target]))
             right.append(row[target] == row.max())
@@ -227,6 +229,7 @@ def test_the_command_reports_what_training_found_and_what_the_folder_holds(train
     assert validation["loss"]["value"] == pytest.approx(last["loss"], rel=1e-6)
     assert validation["predicted"]["value"] == numbers["training text"]["predicted"]["value"] == last["predicted"]
     work = load_run(trained)
+    assert isinstance(work.corpus, Split)
     windows = evaluation_batches(work.corpus.train, 16, 64, last["predicted"] // 16)
     on_training_text = measure(work.params, work.settings.model, windows)
     assert numbers["training text"]["loss"]["value"] == pytest.approx(on_training_text.loss, rel=1e-6)
@@ -266,6 +269,7 @@ def test_the_same_folder_gives_the_same_numbers_but_for_the_time(trained):
 def test_of_a_corpus_that_was_trained_on_only_the_held_out_tenth_counts_as_other_text(text, trained):
     work = load_run(trained)
     own, toy = other_texts([str(text), "toy", "toy"], work)
+    assert isinstance(work.corpus, Split)
     np.testing.assert_array_equal(own.tokens, work.corpus.val)
     assert len(toy.tokens) > 900_000
 

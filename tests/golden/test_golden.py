@@ -15,10 +15,10 @@ import pytest
 from tinymoe.errors import UserError
 from tinymoe.golden import __main__ as golden
 from tinymoe.golden.agreements import Convention
-from tinymoe.golden.cases import draw
+from tinymoe.golden.cases import CASES, draw
 from tinymoe.golden.solve import choose, solve
 
-NAMES = list(golden.CASES)
+NAMES = list(CASES)
 every_case = pytest.mark.parametrize("name", NAMES)
 
 
@@ -121,7 +121,7 @@ def test_given_arrays_are_bfloat16_numbers_and_nan_stands_in_padding_only(name, 
 
 def test_words_follow_the_fields(manifest):
     """Two cases whose conventions differ say different things, and fields that matter are said."""
-    said = {}
+    said: dict[str, list[str]] = {}
     for name, entry in manifest["cases"].items():
         said.setdefault(" ".join(entry["words"]), []).append(json.dumps(entry["convention"]))
         assert "{" not in " ".join(entry["words"]), name
@@ -174,7 +174,7 @@ def test_cases_show_what_they_are_there_for(files):
 @every_case
 def test_scores_may_be_off_by_half_the_margin_and_not_by_more(name, manifest):
     """Push neighbours in rank towards each other, by a bit less than half of it each, and by a bit more."""
-    gap, case = manifest["cases"][name]["margin"], golden.CASES[name]
+    gap, case = manifest["cases"][name]["margin"], CASES[name]
     if not gap:
         assert name in ("ties", "no_tokens")
         return
@@ -217,7 +217,7 @@ def test_margins_of_choices_that_are_not_among_logits(files, manifest):
 @every_case
 def test_gradients_are_derivatives_of_the_objective(name):
     """By central differences, for all given arrays at once along a random direction. Across ties there is no derivative."""
-    case, rng = golden.CASES[name], np.random.default_rng(6)
+    case, rng = CASES[name], np.random.default_rng(6)
     given = draw(name, 2)
     gradients = solve(given, case.convention)
     inputs = [key for key in given if f"d{key}" in gradients and not (name == "ties" and key in ("x", "router"))]
@@ -238,7 +238,7 @@ def test_the_order_of_experts_fits_choices_and_outputs(name, files):
     """offsets, order, inverse and outputs, checked one assignment at a time."""
     case = load(files[f"{name}.npz"])
     k = case["kept"].shape[1]
-    sorted_by_hand = sorted(np.flatnonzero(case["kept"]), key=lambda m: (case["indices"].flat[m], m))
+    sorted_by_hand = sorted(np.flatnonzero(case["kept"]).tolist(), key=lambda m: (case["indices"].flat[m], m))
     assert case["order"].tolist() == sorted_by_hand
     expert = case["indices"].reshape(-1)[case["order"]]
     for e in range(len(case["up"])):
@@ -325,7 +325,7 @@ def test_a_pack_is_overwritten_when_asked_for_but_not_a_kernel(folder, files):
 
 
 def test_a_pack_cut_short_has_only_whole_files_is_recognised_and_can_be_completed(files, tmp_path, monkeypatch):
-    written = []
+    written: list[str] = []
 
     def until_the_disk_is_full(path, data):
         if len(written) == 4:

@@ -78,7 +78,7 @@ def late_binding(x, w1, w2):
     return y, backward
 
 
-MEMORY = {}
+MEMORY: dict[str, np.ndarray] = {}
 
 
 def memory_between_calls(x):

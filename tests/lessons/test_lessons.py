@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -15,6 +16,7 @@ sys.path.insert(0, str(LESSONS))
 
 import build  # noqa: E402
 from lesson_tools import check_exercise, new_figure, show  # noqa: E402
+from page import PAGE, page  # noqa: E402
 from rehearse import VERDICT, rehearse  # noqa: E402
 from source import Lesson, read, role, sources, tags, variant  # noqa: E402
 
@@ -95,7 +97,7 @@ def given_away(notebook):
 
     A question is open until the first output, and where its section has folded answers, until that behind the last.
     """
-    sections = [[]]
+    sections: list[list[Any]] = [[]]
     for cell in notebook.cells:
         for part in [cell] if cell.cell_type == "code" else re.split("^(?=## )", cell.source, flags=re.M):
             if isinstance(part, str) and part.startswith("## "):
@@ -159,8 +161,8 @@ def test_what_the_reader_is_to_guess_is_marked_and_shown_in_the_solved_notebook_
 
 
 def test_the_page_of_the_course_is_fresh():
-    assert build.PAGE.read_text(encoding="utf-8") == build.page([read(path) for path in SOURCES])
-    assert not broken_links(build.PAGE)
+    assert PAGE.read_text(encoding="utf-8") == page([read(path) for path in SOURCES])
+    assert not broken_links(PAGE)
 
 
 def test_no_product_is_without_a_source():
@@ -250,9 +252,9 @@ def test_a_wrong_source_is_refused(tmp_path, old, new, said):
 
 def test_unknown_rows_and_terms_brought_in_twice_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no row 'M99'"):
-        build.page([read(written(tmp_path, lambda text: text.replace("[M7]", "[M99]")))])
+        page([read(written(tmp_path, lambda text: text.replace("[M7]", "[M99]")))])
     with pytest.raises(ValueError, match="'weight' is a term of lesson 1 and of 77"):
-        build.page([read(FIRST), read(written(tmp_path))])
+        page([read(FIRST), read(written(tmp_path))])
 
 
 @pytest.mark.parametrize(
@@ -416,7 +418,7 @@ LEARNERS = {
 
 @pytest.mark.parametrize(("function", "said"), LEARNERS.values(), ids=LEARNERS)
 def test_the_checker_says_what_is_the_matter(function, said, capsys):
-    assert check_exercise(7, function, X, like=ops.relu) is None
+    check_exercise(7, function, X, like=ops.relu)
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
     assert said in printed
@@ -465,7 +467,7 @@ def test_a_learner_can_not_pass_by_writing_to_the_inputs(capsys):
 
 
 def test_a_picture_is_the_same_bytes_every_time(capsys, monkeypatch):
-    shown = []
+    shown: list[Any] = []
     monkeypatch.setattr("lesson_tools.display", shown.append)
     for _ in range(2):
         figure, axes = new_figure()
@@ -477,7 +479,7 @@ def test_a_picture_is_the_same_bytes_every_time(capsys, monkeypatch):
 
 
 def test_axes_of_categories_are_shown(monkeypatch):
-    shown = []
+    shown: list[Any] = []
     monkeypatch.setattr("lesson_tools.display", shown.append)
     figure, axes = new_figure()
     axes.bar(["dense", "sparse"], [1, 2])

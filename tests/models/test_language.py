@@ -1,6 +1,7 @@
 """The whole model: its gradient by name, and properties that must hold whatever the parameters."""
 
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from tinymoe.check import __main__ as check
 from tinymoe.data.windows import Batch
 from tinymoe.models import language
 from tinymoe.models.balancing import Balancing
+from tinymoe.models.blocks import block
 from tinymoe.models.config import LanguageConfig
 from tinymoe.models.initialise import initialize
 from tinymoe.models.language import forward, loss
@@ -153,10 +155,11 @@ def test_a_text_longer_than_a_learned_table_is_refused():
 
 
 def test_activations_are_freed_block_by_block_on_the_way_back(monkeypatch):
-    original, alive, seen = language.block, [], []
+    alive: list[weakref.ref[Any]] = []
+    seen = []
 
     def watched(*args):
-        y, back = original(*args)
+        y, back = block(*args)
 
         def backward(dy, dbalance):
             seen.append(sum(reference() is not None for reference in alive))

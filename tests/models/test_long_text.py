@@ -1,5 +1,7 @@
 """Reading a text in chunks: with the state carried over it is one text, without it is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,8 @@ TOKENS = np.random.default_rng(0).integers(0, 11, 100).astype(np.uint8)
 
 
 def model(architecture):
-    sizes = {"vocabulary": 11, "context": 8, "layers": 2, "width": 12, "heads": 2, "kv_heads": 1, "expert_width": 5}
-    config = LanguageConfig(**sizes, experts=4, architecture=architecture)
+    small = LanguageConfig(vocabulary=11, context=8, layers=2, width=12, heads=2, kv_heads=1, expert_width=5)
+    config = replace(small, experts=4, architecture=architecture)
     rng = np.random.default_rng(1)
     return shaken(initialize(config, rng, np.float64), rng, 0.3), config
 

@@ -55,7 +55,9 @@ def test_a_skeleton_has_the_shapes_of_parameters_and_draws_nothing(options, monk
 
 
 @pytest.mark.parametrize(
-    "build", [Norm, lambda: Experts(up=np.ones(1)), lambda: Router(np.ones(1))], ids=["no gain", "no down", "unnamed"]
+    "build",
+    [Norm, lambda: Experts(up=np.ones(1)), lambda: Router(np.ones(1))],  # type: ignore[call-arg]
+    ids=["no gain", "no down", "unnamed"],
 )
 def test_a_forgotten_or_unnamed_part_is_an_error(build):
     with pytest.raises(TypeError):

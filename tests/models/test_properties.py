@@ -3,6 +3,8 @@
 python -m tests.models.test_properties        prints the table anew
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -24,8 +26,8 @@ def top_k(router):
 
 def layer(router, seed=0, k=None, **options):
     """A mixture layer of width 6 with random weights, its configuration, and inputs (B·T, 6) with their token ids."""
-    sizes = {"vocabulary": 32, "context": T, "layers": 1, "width": 6, "heads": 1, "kv_heads": 1, "expert_width": 5}
-    config = LanguageConfig(**sizes, experts=E, router=router, top_k=k or top_k(router), **options)
+    small = LanguageConfig(vocabulary=32, context=T, layers=1, width=6, heads=1, kv_heads=1, expert_width=5)
+    config = replace(small, experts=E, router=router, top_k=k or top_k(router), **options)
     rng = np.random.default_rng(seed)
     params = shaken(initialize(config, rng, np.float64), rng, 0.5)
     return params.blocks[0].mixture, config, rng.standard_normal((B * T, 6)), rng.integers(0, 32, B * T)

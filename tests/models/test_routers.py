@@ -52,7 +52,7 @@ def test_recurrent_models_train_and_resume_to_the_same_bits(architecture, text, 
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_all_its_losses_at_once(router, text, tmp_path):
-    config = LanguageConfig(**SMALL, experts=4, router=router, top_k=1 if router in ONE_CHOICE else 2)
+    _, config = model(router=router, top_k=1 if router in ONE_CHOICE else 2)
     more = [part for name in applicable(config) for part in ("--balance", name)]
     run(text, tmp_path / "run", "--steps", 3, *flags(router), *more)
     assert all(np.isfinite(r["balance"]) for r in records(tmp_path / "run") if r["split"] == "train")

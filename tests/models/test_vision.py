@@ -1,5 +1,6 @@
 """Pictures as rows for a language model: the operations, the encoder, and a small model that learns to write captions."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -189,9 +190,9 @@ def test_training_lowers_the_loss_and_the_pictures_help(fusion):
     """The captions are the names of the colours: with the wrong pictures they can be spelt, but not guessed."""
     pictures = shapes(train=300, val=0, held_out=0).train
     ids, targets, mask = encode_captions([pictures.names["colour"][i] for i in pictures.labels["colour"]])
-    sizes = {"layers": 1, "width": 32, "heads": 2, "kv_heads": 2, "experts": 2, "top_k": 1, "expert_width": 32}
+    small = LanguageConfig(layers=1, width=32, heads=2, kv_heads=2, experts=2, top_k=1, expert_width=32)
     vision = VisionConfig(pictures.images.shape[1:], 10, 32, layers=1, heads=2, hidden=32, fusion=fusion)
-    config = LanguageConfig(**sizes, tied=False, vision=vision)
+    config = replace(small, tied=False, vision=vision)
     rng = np.random.default_rng(0)
     params = initialize(config, rng)
     parameters = named(params)

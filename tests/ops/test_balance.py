@@ -128,7 +128,7 @@ def test_devices_may_be_even_while_their_experts_are_not():
 
 def test_sequence_balance_by_hand():
     """Sigmoids ¾ ½ ¼ and ½ ½ ½, top-1: expert 0 twice (the tie goes to it). f = (3, 0, 0), s'_0 = ½ and ⅓."""
-    logits = np.log([[3, 1, 1 / 3], [1, 1, 1]])
+    logits = np.log([[3, 1, 1 / 3], [1.0, 1, 1]])
     assert sequence_balance(logits, 1, 1)[0] == pytest.approx(3 * (1 / 2 + 1 / 3) / 2, rel=1e-14)
     assert sequence_balance(logits, 1, 2)[0] == pytest.approx((3 / 2 + 3 / 3) / 2, rel=1e-14)
     assert sequence_balance(logits, 3, 1)[0] == pytest.approx(1, rel=1e-14)
@@ -317,6 +317,6 @@ def test_survivors_share_what_was_lost_and_nobody_divides_by_zero():
     weights = np.array([[0.6, 0.2, 0.2], [np.nan, 0.2, 0.3], [np.nan] * 3])
     kept = np.array([[True, True, False], [False, True, True], [False] * 3])
     y, backward = renormalize_kept(weights, kept)
-    np.testing.assert_allclose(y, [[0.75, 0.25, 0], [0, 0.4, 0.6], [0, 0, 0]], rtol=1e-14)
+    np.testing.assert_allclose(y, [[0.75, 0.25, 0], [0, 0.4, 0.6], [0.0, 0, 0]], rtol=1e-14)
     (dweights,) = backward(np.array([[1.0, 0, 5], [5, 1, 0], [5, 5, 5]]))
-    np.testing.assert_allclose(dweights, [[0.3125, -0.9375, 0], [0, 1.2, -0.8], [0, 0, 0]], rtol=1e-14)
+    np.testing.assert_allclose(dweights, [[0.3125, -0.9375, 0], [0, 1.2, -0.8], [0.0, 0, 0]], rtol=1e-14)

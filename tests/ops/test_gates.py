@@ -1,6 +1,8 @@
 """Scores, gates and soft mixtures: gradients, numbers by hand, and what must stay the same."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ def test_gradient_by_complex_step(case):
 
 
 # Gates that decide for each token alone, with everything that is random left out.
-ROWWISE = {
+ROWWISE: dict[str, Callable[..., Any]] = {
     "softmax of the chosen": lambda z: gates.top_k_softmax(z, 2),
     "eps and scale": lambda z: ops.top_k_gate(z, 3, eps=0.1, scale=2.0),
     "raw": lambda z: ops.top_k_gate(z, 2, renormalize=False),
@@ -43,7 +45,7 @@ ROWWISE = {
     "Sinkhorn, evaluation": lambda z: shared_gates.sinkhorn_gate(z, 2, balanced=False),
     "BASE, evaluation": lambda z: shared_gates.base_gate(z, balanced=False),
 }
-SHARING = {
+SHARING: dict[str, Callable[..., Any]] = {
     "Sinkhorn": lambda z: shared_gates.sinkhorn_gate(z, 1),
     "BASE": shared_gates.base_gate,
     "expert choice": lambda z: shared_gates.expert_choice_gate(z, 3),
@@ -75,7 +77,7 @@ def test_sharing_out_is_not_causal(gate):
     logits = np.zeros((6, 2)) + [1.0, 0.0] + np.linspace(0.5, 0, 6)[:, None] * [1, 0]
     later = logits.copy()
     later[-1, 0] += 9
-    before, after = (dense(*gate(z)[0][:2], 2)[:-1] for z in (logits, later))
+    before, after = (dense(w, i, 2)[:-1] for (w, i, *_), _ in (gate(logits), gate(later)))
     assert not np.array_equal(before > 0, after > 0)
 
 

@@ -120,10 +120,12 @@ def test_docstrings_state_the_shapes_that_arrays_have():
         names = list(inspect.signature(case.operation).parameters)
         y, _ = case.operation(*case.inputs, **case.options)
         found = dict(zip(names, case.inputs, strict=False)) | case.options
-        stated = re.findall(r"^    (\w+) +\(([^)]*)\)", inspect.getdoc(case.operation).replace("\n", "\n    "), re.M)
+        text = inspect.getdoc(case.operation)
+        assert text
+        stated = re.findall(r"^    (\w+) +\(([^)]*)\)", text.replace("\n", "\n    "), re.M)
         outputs = [name for name, _ in stated if name not in names]
         found |= dict(zip(outputs, y if type(y) is tuple else (y,), strict=False))
-        letters = {}
+        letters: dict[str, int] = {}
         for name, shape in stated:
             if name not in found or found[name] is None or shape == "...":
                 continue
@@ -170,8 +172,9 @@ def test_backward_reads_only_names_bound_once_and_comes_last(function):
     assert not late_bindings(function)
     nested = [n.name for n in function.body if isinstance(n, ast.FunctionDef)]
     assert nested[-1] == "backward"
-    assert isinstance(function.body[-1], ast.Return)
-    assert ast.unparse(function.body[-1].value.elts[-1]) == "backward"
+    last = function.body[-1]
+    assert isinstance(last, ast.Return) and isinstance(last.value, ast.Tuple)
+    assert ast.unparse(last.value.elts[-1]) == "backward"
 
 
 @pytest.mark.parametrize("body", ["w = x\n    w = 2 * x", "for w in x:\n        pass"])

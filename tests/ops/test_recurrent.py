@@ -83,7 +83,8 @@ def test_chunks_with_a_carried_state_are_the_whole(op, ends):
     for one, other in zip((np.concatenate(parts, 1), *states), whole, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-14)  # BLAS may round fewer rows otherwise
 
-    dxs, total = [], [0] * len(weights)
+    dxs: list[np.ndarray] = []
+    total = [0] * len(weights)
     for back, dy in zip(reversed(backs), reversed(np.split(dstates, ends, 1)), strict=True):
         dchunk, *gradients = back(dy, *dlast)
         dweights, dlast = gradients[: len(weights)], gradients[len(weights) :]

@@ -10,7 +10,7 @@ RNG = np.random.default_rng(0)
 
 def test_adamw_by_the_formula(monkeypatch):
     monkeypatch.setattr("tinymoe.optim.updates.CHUNK", 4)  # several chunks
-    θ, m, v = RNG.standard_normal((3, 5)), 0.0, 0.0
+    θ, m, v = RNG.standard_normal((3, 5)), np.zeros((3, 5)), np.zeros((3, 5))
     mine, slots = θ.copy(), optim.new_slots("adamw", θ)
     for t in range(1, 6):
         g = RNG.standard_normal((3, 5))
@@ -21,7 +21,7 @@ def test_adamw_by_the_formula(monkeypatch):
 
 
 def test_sgd_by_the_formula():
-    θ, v = RNG.standard_normal(7), 0.0
+    θ, v = RNG.standard_normal(7), np.zeros(7)
     mine, slots = θ.copy(), optim.new_slots("sgd", θ)
     for t in range(1, 4):
         g = RNG.standard_normal(7)

@@ -59,6 +59,7 @@ def test_no_process_is_left_when_the_first_is_killed():
         "team = Team(2, {'a': np.zeros(3)})\nprint(team._members[0].pid, flush=True)\ntime.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
     member = int(process.stdout.readline())
     process.kill()
     process.communicate()

@@ -22,6 +22,7 @@ TEXT = np.random.default_rng(0).integers(0, 256, 400).astype(np.uint8)
 SMALL = {"layers": 1, "width": 8, "heads": 2, "kv_heads": 1, "experts": 2, "top_k": 1, "expert_width": 4, "context": 8}
 SETTINGS = for_steps(resolve({**SMALL, "batch_size": 4, "workers": 1}), 3)
 X = np.random.default_rng(1).random((8, 3))
+IDS = np.ones((8, 3), int)
 
 
 def command(tmp_path):
@@ -45,9 +46,9 @@ TRAINED = {  # what trains, and in how many steps
     "feature experts": (lambda _: feature_experts.SparseExpertModel(2).train(X, X[:, :1], epochs=3), 3),
     "sparse gate": (lambda _: sparse_gate.SparseExpertModel(3, 3, 2, 1).train(X, X[:, :2], epochs=3), 3),
     "big language model": (language_rows, 3),
-    "LSTM experts": (lambda _: lstm_experts.LSTMExperts(5, 3, 4, 2).fit(*np.ones((2, 8, 3), int), epochs=3), 3),
+    "LSTM experts": (lambda _: lstm_experts.LSTMExperts(5, 3, 4, 2).fit(IDS, IDS, epochs=3), 3),
     "sparse weights": (
-        lambda _: sparse_weights.SparseExpertLanguageModel(V=5, D=4, H=2).train(*np.ones((2, 8, 3), int), epochs=3),
+        lambda _: sparse_weights.SparseExpertLanguageModel(V=5, D=4, H=2).train(IDS, IDS, epochs=3),
         3,
     ),
 }

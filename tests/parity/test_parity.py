@@ -4,8 +4,10 @@ The PyTorch side is written from the formulas in the docstrings with PyTorch's o
 repeated heads, rotation by complex numbers, a loop over experts with boolean masks where the library sorts.
 """
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +131,7 @@ def filled(values, pattern):
     return values.new_zeros(pattern.shape).index_put(rows, values)
 
 
-REFERENCES = {
+REFERENCES: dict[Callable[..., Any], Callable[..., Any]] = {
     ops.sparse_matmul: lambda values, x, pattern: filled(values, pattern) @ x,
     ops.grouped_sparse_linear: lambda x, values, pattern, counts: for_groups(
         torch.matmul, x, filled(values, pattern).reshape(len(counts), x.shape[1], -1), counts=counts
@@ -273,10 +275,10 @@ def agree_on_model(seed, weight, shape=(3, 5), **options):
     present = [b for b in balances if b is not None]
     balance = torch.stack(present).mean() if present else torch.zeros((), dtype=torch.float64)
     total = F.cross_entropy(logits, torch.from_numpy(targets).flatten()) + weight * balance
-    of_forward, forward_back = forward(params, config, ids, masks[1], balancing=Balancing(weight=1.0))
+    (our_logits, losses, routed), forward_back = forward(params, config, ids, masks[1], balancing=Balancing(weight=1.0))
     of_loss, loss_back = loss(params, config, Batch(ids, targets), Balancing(weight=weight), masks[2])
-    ours = of_loss[0], float(of_loss[1].balance), seen(of_loss[1].routed), of_forward[0], seen(of_forward[2])
-    ours += (tuple(None if r is None else w for w, r in zip(of_forward[1], of_forward[2], strict=True)),)
+    found = tuple(None if r is None else w for w, r in zip(losses, routed, strict=True))
+    ours = of_loss[0], float(of_loss[1].balance), seen(of_loss[1].routed), our_logits, seen(routed), found
     theirs = total, balance, routings, logits, routings, balances
     for i, (one, other) in enumerate(zip(flat(ours), flat(theirs), strict=True)):
         assert (one is None) == (other is None)

@@ -2,6 +2,9 @@
 padding cut out where the library masks it, and a loop over sequences or layers where the library has one array.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from tests.parity.pytorch import torch
 from tinymoe.ops.balance import (
     device_balance,
@@ -91,7 +94,7 @@ def torch_balance_loss(logits, indices, convention, mask=None):
     return total.mean() if convention.layers == "mean" else total.sum()
 
 
-REFERENCES = {
+REFERENCES: dict[Callable[..., Any], Callable[..., Any]] = {
     load_balance: torch_load_balance,
     device_balance: torch_device_balance,
     sequence_balance: torch_sequence_balance,

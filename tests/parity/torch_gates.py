@@ -4,7 +4,9 @@ Written the plain way: masks of −inf, loops over tokens and groups, all assign
 gradient; options arrive as NumPy arrays.
 """
 
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +137,7 @@ def soft_moe(x, slots, scale, up, down, gate=None, *, activation):
     return combine @ (h @ down).flatten(0, 1)
 
 
-REFERENCES = {
+REFERENCES: dict[Callable[..., Any], Callable[..., Any]] = {
     scores.unit_rows: unit_rows,
     scores.cosine_scores: cosine_scores,
     scores.mlp_scores: lambda x, hidden, out: torch.tanh(x @ hidden) @ out,

@@ -1,5 +1,8 @@
 """Recurrent networks once more: PyTorch's own modules, with weights from the arrays; autograd differentiates."""
 
+from collections.abc import Callable
+from typing import Any
+
 from tests.parity.pytorch import torch
 from tinymoe.ops import recurrent
 
@@ -29,4 +32,8 @@ def lstm(x, w_in, w_rec, bias, h0, c0):
     return run(torch.nn.LSTM, x, (w_in.T, w_rec.T, bias, torch.zeros_like(bias)), h0, c0)
 
 
-REFERENCES = {recurrent.rnn: rnn, recurrent.gru: gru, recurrent.lstm: lstm}
+REFERENCES: dict[Callable[..., Any], Callable[..., Any]] = {
+    recurrent.rnn: rnn,
+    recurrent.gru: gru,
+    recurrent.lstm: lstm,
+}

@@ -29,6 +29,7 @@ def test_flat_and_toml_give_the_same_settings_back(preset):
 def test_a_changed_option_reaches_its_part_and_the_rest_stays():
     before = resolve({"task": "caption"})
     after = before.but(sparsity_every=7, encoder_layers=3, lr=0.5)
+    assert after.model.vision
     assert (after.sparsity.every, after.vision.layers, after.model.vision.layers, after.training.lr) == (7, 3, 3, 0.5)
     changed = {name for name, value in after.flat().items() if value != before.flat()[name]}
     assert changed == {"sparsity_every", "encoder_layers", "lr"}
@@ -37,6 +38,7 @@ def test_a_changed_option_reaches_its_part_and_the_rest_stays():
 def test_pictures_shape_the_model_only_where_they_are_captioned():
     assert resolve({"encoder": "linear"}).model.vision is None
     vision = resolve({"task": "caption", "pictures": "digits", "width": 24, "heads": 2, "kv_heads": 2}).model.vision
+    assert vision
     assert (vision.image, vision.width, vision.hidden, vision.patch) == ((8, 8, 1), 24, 48, 2)
 
 

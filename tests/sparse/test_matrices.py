@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from tinymoe.sparse import COO, CSR, sparse_normal
 from tinymoe.sparse.sorting import sort_by, sorting_order
 from tinymoe.sparse.structure import entries_of, row_blocks
 
+coo: Any = COO  # lists do as well as arrays, and below some are wrong on purpose: nothing for mypy to check
+csr: Any = CSR
 EXAMPLE = np.array([[0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 7], [0, 0, 0, 0]])
 
 
@@ -88,7 +91,7 @@ def test_arithmetic_agrees_with_dense(seed, dtype, kind):
 def test_rows():
     dense = random_dense(np.random.default_rng(2), (9, 5))
     a = CSR.from_dense(dense)
-    choices = [
+    choices: list[Any] = [
         slice(None),
         slice(2, 5),
         slice(5, 2),
@@ -106,12 +109,12 @@ def test_rows():
     assert np.array_equal(dense[-1, columns], values) and len(values) == np.count_nonzero(dense[-1])
     for wrong in (1, (1, 2), "x"):
         with pytest.raises(TypeError, match="slice or a list of rows"):
-            a[wrong]
+            a[wrong]  # type: ignore[index]
 
 
 def test_frozen():
     data = np.ones(2)
-    a = COO([0, 1], [1, 0], data, (2, 2))
+    a = coo([0, 1], [1, 0], data, (2, 2))
     data[0] = 9  # the caller's array is the caller's own
     assert a.data.tolist() == [1, 1]
     with pytest.raises(ValueError, match="read-only"):
@@ -144,38 +147,38 @@ def test_nan_zero_and_infinity():
     assert a.nnz == 2 and np.isnan(a.data[0])
     with np.errstate(invalid="ignore"):
         assert np.isnan((a + a).data[0]) and (a - a).nnz == 2  # inf − inf is NaN, not zero
-    assert CSR([0, 1], [0], [0.0], (1, 1), keep_zeros=True).nnz == 1
-    assert CSR([0, 1], [0], [0.0], (1, 1)).nnz == 0
+    assert csr([0, 1], [0], [0.0], (1, 1), keep_zeros=True).nnz == 1
+    assert csr([0, 1], [0], [0.0], (1, 1)).nnz == 0
     assert a.with_data(np.zeros(2)).nnz == 2
 
 
 def test_large_shapes_use_wide_indices():
     huge = 2**40
-    a = COO([1, 0, 1], [huge - 1, 3, huge - 1], [1.0, 2.0, 3.0], (2, huge))
+    a = coo([1, 0, 1], [huge - 1, 3, huge - 1], [1.0, 2.0, 3.0], (2, huge))
     assert a.rows.dtype == np.int64 and a.to_triples() == [(0, 3, 2.0), (1, huge - 1, 4.0)]
     assert a.to_csr().to_coo().to_triples() == a.to_triples() and a.T.nnz == 2
-    square = COO([huge - 1, 0], [0, huge - 1], [1.0, 2.0], (huge, huge))  # places no longer fit one word
+    square = coo([huge - 1, 0], [0, huge - 1], [1.0, 2.0], (huge, huge))  # places no longer fit one word
     assert square.to_triples() == [(0, huge - 1, 2.0), (huge - 1, 0, 1.0)]
-    assert COO([], [], [], (2, 3)).rows.dtype == np.int32
+    assert coo([], [], [], (2, 3)).rows.dtype == np.int32
 
 
 BAD = [
-    (lambda: COO([0, -1], [0, 0], [1, 1], (2, 2)), "rows contain -1: each must be at least 0 and below 2"),
-    (lambda: COO([0], [2], [1], (2, 2)), "cols contain 2"),
-    (lambda: COO([0], [0, 1], [1], (2, 2)), "1 rows, 2 cols and 1 values"),
-    (lambda: COO([0.5], [0], [1], (2, 2)), "integers along one axis"),
-    (lambda: COO([0], [0], [True], (2, 2)), "values have dtype bool"),
-    (lambda: COO([0], [0], ["a"], (2, 2)), "values have dtype <U1"),
-    (lambda: COO([0], [0], [[1]], (2, 2)), "one axis is needed"),
-    (lambda: COO([], [], [], (2, -1)), "neither axis may be negative"),
-    (lambda: COO([], [], [], (2,)), "two integers"),
-    (lambda: COO([], [], [], (2.5, 1)), "two integers"),
-    (lambda: CSR([0, 1], [0], [1], (2, 2)), "3 integers, one more than there are rows"),
-    (lambda: CSR([0, 2, 1], [0], [1], (2, 2)), "must never decrease"),
-    (lambda: CSR([1, 1, 1], [0], [1], (2, 2)), "begin at 0"),
-    (lambda: CSR([0, 1, 2], [0], [1], (2, 2)), "end at 1"),
-    (lambda: CSR([0, 1, 1], [5], [1], (2, 2)), "indices contain 5"),
-    (lambda: CSR([0, 1, 1], [0], [1, 2], (2, 2)), "1 indices and 2 values"),
+    (lambda: coo([0, -1], [0, 0], [1, 1], (2, 2)), "rows contain -1: each must be at least 0 and below 2"),
+    (lambda: coo([0], [2], [1], (2, 2)), "cols contain 2"),
+    (lambda: coo([0], [0, 1], [1], (2, 2)), "1 rows, 2 cols and 1 values"),
+    (lambda: coo([0.5], [0], [1], (2, 2)), "integers along one axis"),
+    (lambda: coo([0], [0], [True], (2, 2)), "values have dtype bool"),
+    (lambda: coo([0], [0], ["a"], (2, 2)), "values have dtype <U1"),
+    (lambda: coo([0], [0], [[1]], (2, 2)), "one axis is needed"),
+    (lambda: coo([], [], [], (2, -1)), "neither axis may be negative"),
+    (lambda: coo([], [], [], (2,)), "two integers"),
+    (lambda: coo([], [], [], (2.5, 1)), "two integers"),
+    (lambda: csr([0, 1], [0], [1], (2, 2)), "3 integers, one more than there are rows"),
+    (lambda: csr([0, 2, 1], [0], [1], (2, 2)), "must never decrease"),
+    (lambda: csr([1, 1, 1], [0], [1], (2, 2)), "begin at 0"),
+    (lambda: csr([0, 1, 2], [0], [1], (2, 2)), "end at 1"),
+    (lambda: csr([0, 1, 1], [5], [1], (2, 2)), "indices contain 5"),
+    (lambda: csr([0, 1, 1], [0], [1, 2], (2, 2)), "1 indices and 2 values"),
     (lambda: CSR.from_dense(np.zeros(3)), "two axes"),
     (lambda: CSR.from_dense(np.eye(3), where=np.eye(3)), "it must be bool"),
     (lambda: CSR.identity(3).with_data([1.0]), r"takes numbers \(3,\)"),
@@ -242,8 +245,8 @@ def test_sparse_normal_keeps_the_output_variance():
         assert a.nnz == round(density * 400 * 500) and a.dtype == np.float32
         x = rng.standard_normal((500, 60))
         assert (a @ x).var() == pytest.approx(500 * 0.25, rel=0.06)
-    same = [sparse_normal(np.random.default_rng(7), (5, 6), 0.5, 1.0).to_dense() for _ in range(2)]
-    assert np.array_equal(*same) and sparse_normal(rng, (0, 4), 0.5, 1.0).shape == (0, 4)
+    one, other = (sparse_normal(np.random.default_rng(7), (5, 6), 0.5, 1.0).to_dense() for _ in range(2))
+    assert np.array_equal(one, other) and sparse_normal(rng, (0, 4), 0.5, 1.0).shape == (0, 4)
     for density in (0, 1.5, -1, np.nan):
         with pytest.raises(ValueError, match="above 0 and at most 1"):
             sparse_normal(rng, (2, 2), density, 1.0)

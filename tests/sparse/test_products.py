@@ -2,6 +2,7 @@
 
 import tracemalloc
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_the_fast_ways_agree_with_scipy_at_size(density, dtype):
     ours = ours.with_data(ours.data + dtype(0.5j)) if dtype == np.complex64 else ours
     theirs, x = ours.to_scipy(), rng.standard_normal((1100, 40)).astype(np.float32)
     other = sparse_normal(rng, (1100, 300), density, 1.0, np.float32)
-    tolerance = {"rtol": 1e-4, "atol": 1e-3}
+    tolerance: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-3}
     np.testing.assert_allclose(ours @ x, theirs @ x, **tolerance)
     np.testing.assert_allclose(ours @ x[:, 0], theirs @ x[:, 0], **tolerance)
     np.testing.assert_allclose(x.T[:, :900] @ ours, x.T[:, :900] @ theirs, **tolerance)

@@ -1,6 +1,7 @@
 """Sparse weights made from dense ones, and matrices in files."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_the_error_of_a_decomposition_only_falls(rank, sparsity, dtype):
 def test_decomposition_of_zero_and_bad_input():
     assert sparse_plus_low_rank(np.zeros((3, 2)), 1, 0.5).errors == [0.0]
     w = np.eye(3)
-    for args, message in [
+    cases: list[tuple[tuple[Any, ...], str]] = [
         ((w, 4, 0.5), "rank is 4"),
         ((w, -1, 0.5), "rank is -1"),
         ((w, 1, 1.0), "sparsity is 1.0"),
@@ -112,7 +113,8 @@ def test_decomposition_of_zero_and_bad_input():
         ((w * np.nan, 1, 0.5), "finite floats"),
         ((w.astype(int), 1, 0.5), "finite floats"),
         ((w[0], 1, 0.5), "finite floats"),
-    ]:
+    ]
+    for args, message in cases:
         with pytest.raises(ValueError, match=message):
             sparse_plus_low_rank(*args)
 
@@ -167,10 +169,10 @@ def test_files_that_are_not_what_they_say(tmp_path):
         ({"indptr": np.array([0, 1, 1]), "shape": np.array(4)}, "not a readable"),
         ({"indptr": np.array([0, 1, 1]), "data": np.array([object()])}, "allow_pickle=False"),
     ]:
-        np.savez(path, **(arrays | change))
+        np.savez(path, **(arrays | change), allow_pickle=True)
         with pytest.raises(ValueError, match=message):
             load_npz(path)
     with pytest.raises(FileNotFoundError):
         load_npz(tmp_path / "missing.npz")
     with pytest.raises(ValueError, match="a COO or a CSR"):
-        save_npz(path, np.eye(2))
+        save_npz(path, np.eye(2))  # type: ignore[arg-type]

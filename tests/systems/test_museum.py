@@ -1,5 +1,7 @@
 """The bug museum: every check passes the right code and catches the bug, for the reason it states, with its number."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -65,7 +67,10 @@ def test_checks_of_gates_accept_other_right_gates():
 )
 def test_the_gradient_of_a_wrong_value_can_be_right(wrong, inputs):
     """So it takes more than a gradient check to find these; and what they show is the bug alone, not a second one."""
-    choice = {"indices": np.array([[0, 1], [2, 3], [1, 0]]), "kept": np.array([[1, 0], [0, 0], [1, 1]]) > 0}
+    choice: dict[str, Any] = {
+        "indices": np.array([[0, 1], [2, 3], [1, 0]]),
+        "kept": np.array([[1, 0], [0, 0], [1, 1]]) > 0,
+    }
     report = check_gradients(wrong, *inputs, **(choice if wrong is layers.dropped_pass_inside else {}))
     assert report.ok, report
 
@@ -96,7 +101,8 @@ def test_bugs_of_losses_are_those_of_the_systems_that_had_them():
         (losses.double_softmax, one, "hf-5.0.0"),
         (losses.probabilities_of_the_chosen, one, "nanomoe"),
     ):
-        expected, expected_back = balance_loss(*(a.reshape(-1, 6, a.shape[-1]) for a in inputs), BALANCE[system])
+        z, chosen = (a.reshape(-1, 6, a.shape[-1]) for a in inputs)
+        expected, expected_back = balance_loss(z, chosen, BALANCE[system])
         found, found_back = bug(*inputs)
         assert 2 * found == pytest.approx(expected)  # none of them divides by k
         np.testing.assert_allclose(2 * found_back(1.0)[0], expected_back(1.0)[0].reshape(inputs[0].shape), atol=1e-15)
@@ -179,9 +185,9 @@ def test_the_weights_of_dropped_assignments_have_no_slope():
     """The output doesn't show the bug, a gradient check does."""
     x, router, up, down = layers.example()
     (weights, indices), _ = ops.top_k_gate(x @ router, 2)
-    options = {"indices": indices, "kept": np.arange(12).reshape(6, 2) % 3 > 0}
-    ys = [f(x, weights, up, down, **options)[0] for f in (layers.dropped_teach_the_router, DISPATCHERS["grouped"])]
-    np.testing.assert_allclose(*ys, rtol=1e-12)
+    options: dict[str, Any] = {"indices": indices, "kept": np.arange(12).reshape(6, 2) % 3 > 0}
+    y, _ = layers.dropped_teach_the_router(x, weights, up, down, **options)
+    np.testing.assert_allclose(y, DISPATCHERS["grouped"](x, weights, up, down, **options)[0], rtol=1e-12)
     report = check_gradients(layers.dropped_teach_the_router, x, weights, up, down, **options)
     assert [i.name for i in report.inputs if i.error > 1e-7] == ["weights"]
 

@@ -15,8 +15,9 @@ import pytest
 from tests.conftest import SMALL, assert_same_run, records, run, weights
 from tinymoe import errors, generate
 from tinymoe.data.corpora import CorpusError
+from tinymoe.data.sources import TextSource
 from tinymoe.errors import UserError
-from tinymoe.runs.state import load_model, load_state
+from tinymoe.runs.state import load_model, load_state, new_trainer
 from tinymoe.train import __main__ as train
 from tinymoe.train import arguments
 
@@ -161,6 +162,7 @@ def test_a_diverging_run_stops_with_one_sentence_and_keeps_the_last_checkpoint(t
 def test_validation_text_is_never_trained_on(text, tmp_path):
     work = arguments.prepare(["--corpus", str(text), "--out", str(tmp_path / "a"), *SMALL])
     whole = np.frombuffer(text.read_bytes(), np.uint8)
+    assert isinstance(work.source, TextSource)
     np.testing.assert_array_equal(np.concatenate([work.source.windows.tokens, work.source.val]), whole)
     assert len(work.source.val) == len(whole) // 10
 
@@ -178,6 +180,7 @@ def test_several_corpora_are_joined_each_with_its_own_validation_tenth(text, tmp
     other = tmp_path / "other.txt"
     other.write_text("z" * 1000)
     work = arguments.prepare(["--corpus", str(text), "--corpus", str(other), "--out", str(tmp_path / "a"), *SMALL])
+    assert isinstance(work.source, TextSource)
     assert (work.source.val == ord("z")).sum() == 100
 
 
@@ -386,6 +389,7 @@ def test_a_reader_that_leaves_does_not_stop_the_training(text, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "tinymoe.train", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    assert process.stdout and process.stderr
     process.stdout.readline()
     process.stdout.close()
     assert process.wait() == 0, process.stderr.read()
@@ -396,7 +400,7 @@ def test_a_reader_that_leaves_does_not_stop_the_training(text, tmp_path):
 def test_a_killed_worker_ends_the_run_with_one_sentence(text, tmp_path, monkeypatch, capsys):
     work = arguments.prepare(["--corpus", str(text), "--out", str(tmp_path / "a"), *SMALL, "--workers", "2"])
     with (
-        train.new_trainer(work.state, work.settings) as trainer,
+        new_trainer(work.state, work.settings) as trainer,
         pytest.raises(UserError, match="worker process was ended"),
     ):
         for step in range(1, 5):

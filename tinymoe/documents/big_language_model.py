@@ -19,7 +19,7 @@ What is wrong there:
   position, the prediction of the next byte, depends on a few bytes up to there, and on none behind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,7 +92,7 @@ def new_visual_language_model(rng: np.random.Generator, pixels: int, language: B
     return VisualLanguageModel(new_dense(rng, pixels, language.embedding.shape[1]), language)
 
 
-def text_to_vector(data: Sequence[str]) -> Array:
+def text_to_vector(data: Collection[str]) -> Array:
     """Texts as their UTF-8 bytes, int (B, T): an EDGE byte, the text, and EDGE again up to the longest text's length.
 
     Raises ValueError for a text that holds the EDGE byte, and for a single text in place of several.
@@ -115,7 +115,7 @@ def next_bytes(ids: Array) -> Array:
     return np.where(behind, -100, following)
 
 
-def big_language_model(data: Sequence[str], p: BigLanguageModel, k: int = 2):
+def big_language_model(data: Collection[str], p: BigLanguageModel, k: int = 2):
     """§3.1, for a batch of texts: at each position the scores of the byte that follows.
 
     data    B texts; see `text_to_vector` for T
@@ -215,7 +215,7 @@ def sparsify(p: BigLanguageModel, sparsity_level: float) -> BigLanguageModel:
     return replace(p, hidden_layers=tuple(layers))
 
 
-def visual_language_model(image, text: Sequence[str], p: VisualLanguageModel, k: int = 2):
+def visual_language_model(image, text: Collection[str], p: VisualLanguageModel, k: int = 2):
     """§3.4: combined_feature = image_feature + text_feature, at every position of the text.
 
     image   (B, H, W, C)  or (B, anything), one for each text
@@ -242,7 +242,7 @@ def visual_language_model(image, text: Sequence[str], p: VisualLanguageModel, k:
     return logits, backward
 
 
-def language_loss(p: BigLanguageModel, text: Sequence[str], k: int = 2):
+def language_loss(p: BigLanguageModel, text: Collection[str], k: int = 2):
     """The mean cross-entropy of every next byte, in nats; backward(dloss) returns a `BigLanguageModel`."""
     logits, model_back = big_language_model(text, p, k)
     loss, loss_back = next_byte_loss(logits, text)
@@ -253,7 +253,7 @@ def language_loss(p: BigLanguageModel, text: Sequence[str], k: int = 2):
     return loss, backward
 
 
-def caption_loss(p: VisualLanguageModel, image, text: Sequence[str], k: int = 2):
+def caption_loss(p: VisualLanguageModel, image, text: Collection[str], k: int = 2):
     """The same for texts under images; backward(dloss) returns a `VisualLanguageModel`."""
     logits, model_back = visual_language_model(image, text, p, k)
     loss, loss_back = next_byte_loss(logits, text)
@@ -265,7 +265,7 @@ def caption_loss(p: VisualLanguageModel, image, text: Sequence[str], k: int = 2)
     return loss, backward
 
 
-def next_byte_loss(logits, text: Sequence[str]):
+def next_byte_loss(logits, text: Collection[str]):
     """logits (B, T, V) against the texts they were made from."""
     targets = next_bytes(text_to_vector(text))
     loss, loss_back = cross_entropy(logits.reshape(-1, logits.shape[2]), targets.reshape(-1))
