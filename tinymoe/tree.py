@@ -28,7 +28,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
     return leaves
 
 
-def with_leaves(tree: Tree, arrays: Mapping[str, np.ndarray]) -> Tree:
+def with_leaves(tree: Tree, arrays: Mapping[str, np.ndarray | Sparse]) -> Tree:
     """The same tree with the leaves taken from `arrays` by name. Raises KeyError for a missing name."""
     return _map(lambda name, leaf: arrays[name], "", tree)
 

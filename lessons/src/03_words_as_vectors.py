@@ -582,7 +582,7 @@ def bag_of_words(ids, table):
 
     def backward(dy):
         dtable = np.zeros_like(table)
-        np.add.at(dtable, ids[text, place], ...)
+        np.add.at(dtable, ids[text, place], ...)  # type: ignore[arg-type]
         return (dtable,)
 
     return y, backward

@@ -183,9 +183,10 @@ def transposed(indptr, cols, values, n_cols):
     return starts, new_cols, new_values
 
 
-for name, array in zip(("row pointers", "columns", "values"), transposed(indptr, cols, values, 4), strict=True):
+starts, new_cols, new_values = transposed(indptr, cols, values, 4)
+for name, array in zip(("row pointers", "columns", "values"), (starts, new_cols, new_values), strict=True):
     print(f"{name:12} {array}")
-back = transposed(*transposed(indptr, cols, values, 4), 3)
+back = transposed(starts, new_cols, new_values, 3)
 assert all(np.array_equal(a, b) for a, b in zip(back, (indptr, cols, values), strict=True))  # twice is A again
 
 # %% [markdown]
@@ -330,7 +331,8 @@ def my_sparse_matmul(values, x, indptr, cols):
 
     def backward(dy):
         dvalues = sampled(indptr, cols, dy, x.T)
-        dx = times_dense(*transposed(indptr, cols, values, len(x)), dy)
+        starts, rows, turned = transposed(indptr, cols, values, len(x))
+        dx = times_dense(starts, rows, turned, dy)
         return dvalues, dx
 
     return y, backward

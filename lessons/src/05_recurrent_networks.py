@@ -178,7 +178,7 @@ rng = np.random.default_rng(0)
 B, T, D, H = 2, 6, 3, 4  # 2 texts of 6 words
 
 
-def draw(gates):  # W, U, b
+def draw(gates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # W, U, b
     return rng.standard_normal((D, gates * H)), rng.standard_normal((H, gates * H)) / 2, rng.standard_normal(gates * H)
 
 
@@ -501,7 +501,7 @@ def echo(h0, U):
         dU = np.zeros(U.shape)
         for t in reversed(range(5)):
             da = ...
-            dU = dU + np.outer(h[t], da)
+            dU = dU + np.outer(h[t], da)  # type: ignore[call-overload]
             dh = ...
         return dh, dU
 

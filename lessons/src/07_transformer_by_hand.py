@@ -309,10 +309,10 @@ def block(h, p, *, batch):
         dn2, dup, ddown = feed_back(dy)
         dm_detour, dfeed_norm = second_norm_back(dn2)
         dm = dy + dm_detour
-        dn, *dattention = attention_back(dm)
+        dn, dquery, dkey, dvalue, doutput = attention_back(dm)
         dh_detour, dattention_norm = first_norm_back(dn)
         dh = dm + dh_detour
-        return dh, Block(dattention_norm, *dattention, dfeed_norm, dup, ddown)
+        return dh, Block(dattention_norm, dquery, dkey, dvalue, doutput, dfeed_norm, dup, ddown)
 
     return y, backward
 
@@ -359,9 +359,9 @@ def new_transformer(rng, letters, length, width, hidden, layers, dtype=float):
         return (rng.standard_normal((rows, columns)) * (size or rows**-0.5)).astype(dtype)
 
     def new_block():
-        square = [normal(width, width) for _ in range(3)]
+        query, key, value = (normal(width, width) for _ in range(3))
         out, up, down = normal(width, width) / 2, normal(width, hidden), normal(hidden, width) / 2
-        return Block(np.ones(width, dtype), *square, out, np.ones(width, dtype), up, down)
+        return Block(np.ones(width, dtype), query, key, value, out, np.ones(width, dtype), up, down)
 
     table, positions = normal(letters, width, 1.0), normal(length, width, 0.3)
     blocks = tuple(new_block() for _ in range(layers))

@@ -571,7 +571,7 @@ def sparse_answers(z, o, k):
     best = np.argsort(-z, axis=1)[:, :k]
     weights = ...  # (N, k)
     answers = ...  # (N, k)
-    return (weights * answers).sum(1)
+    return (weights * answers).sum(1)  # type: ignore[operator]
 
 
 # %% tags=["solution"]

@@ -297,11 +297,12 @@ print("one gate, written four times:", weights[0])
 # %%
 rng = np.random.default_rng(3)
 x, w, hidden, out = (rng.standard_normal(shape) for shape in ((6, 3), (3, 4), (3, 5), (5, 4)))
+scale = np.array(4.0)
 by_loop = [[sum(x[n, d] * w[d, i] for d in range(3)) for i in range(4)] for n in range(6)]
 assert np.allclose(ops.linear(x, w)[0], by_loop)  # (1)
-print(check_gradients(ops.cosine_scores, x, w, np.array(4.0), method="complex"))
+print(check_gradients(ops.cosine_scores, x, w, scale, method="complex"))
 print(check_gradients(ops.mlp_scores, x, hidden, out, method="complex"))
-same = np.allclose(ops.cosine_scores(x, w, 4.0)[0], ops.cosine_scores(10 * x, w, 4.0)[0])
+same = np.allclose(ops.cosine_scores(x, w, scale)[0], ops.cosine_scores(10 * x, w, scale)[0])
 print("tokens ten times as long have the same cosine scores:", same)
 
 # %% [markdown]

@@ -305,7 +305,7 @@ for name, way in dispatchers.DISPATCHERS.items():
 rng = np.random.default_rng(3)
 (gate_weights, choices), _ = ops.top_k_gate(rng.standard_normal((40, 6)), 3)
 served = ops.keep_within_capacity(choices, 6, 15)
-large = [rng.standard_normal((40, 5)), gate_weights, rng.standard_normal((6, 5, 7)), rng.standard_normal((6, 7, 5))]
+large = (rng.standard_normal((40, 5)), gate_weights, rng.standard_normal((6, 5, 7)), rng.standard_normal((6, 7, 5)))
 arriving = rng.standard_normal((40, 5))
 first = None
 for name, way in dispatchers.DISPATCHERS.items():
@@ -362,10 +362,10 @@ assert np.allclose(routed(*large, choices)[0], library_y, rtol=1e-12)
 # reaches the loss in two ways, through its experts and through its scores, and its gradient is the sum of both.
 
 # %%
-many, _, *experts = large
+many, _, ups, downs = large
 router = rng.standard_normal((5, 6))
-(y_layer, _, decided), layer_back = ops.moe(many, router, *experts, k=3)
-mine, mine_back = routed(many, decided.weights, *experts, decided.indices)
+(y_layer, _, decided), layer_back = ops.moe(many, router, ups, downs, k=3)
+mine, mine_back = routed(many, decided.weights, ups, downs, decided.indices)
 dx_experts, dweights, dup, ddown = mine_back(arriving)
 (dscores,) = ops.top_k_gate(many @ router, 3)[1](dweights)
 gradients = dx_experts + dscores @ router.T, many.T @ dscores, dup, ddown

@@ -59,7 +59,7 @@ shares = np.linspace(0.5, 1, 51)
 programs = {"each layer by itself, mean": "tinymoe", "tokens of both layers pooled": "hf"}  # whose rules: see below
 figure, axes = new_figure()
 for label, system in programs.items():
-    axes.plot(shares, [balance_loss(*two_layers(share), BALANCE[system])[0] for share in shares], label=label)
+    axes.plot(shares, [balance_loss(z, i, BALANCE[system])[0] for z, i in map(two_layers, shares)], label=label)
 double = [
     np.mean([ops.load_balance(ops.softmax(z)[0], i)[0] for z, i in zip(*two_layers(s), strict=True)]) for s in shares
 ]
@@ -149,16 +149,16 @@ def all_layers(logits, indices, how, **switches):
     return np.sum(losses) if how == "sum" else np.mean(losses)
 
 
-collapsed = two_layers(1.0)
+collapsed, chosen = two_layers(1.0)
 for how in ("sum", "mean", "pooled"):
-    print(f"{how:7} {all_layers(*collapsed, how):.3f}")
-twice = ops.softmax(collapsed[0])[0]  # what a router returns as "logits" after its own softmax
-print(f"twice   {all_layers(twice, collapsed[1], 'mean'):.3f}, the mean after a second softmax")
-pairs = np.array([layer_shares(z, i) for z, i in zip(*collapsed, strict=True)])  # (layers, 2, E)
+    print(f"{how:7} {all_layers(collapsed, chosen, how):.3f}")
+twice = ops.softmax(collapsed)[0]  # what a router returns as "logits" after its own softmax
+print(f"twice   {all_layers(twice, chosen, 'mean'):.3f}, the mean after a second softmax")
+pairs = np.array([layer_shares(z, i) for z, i in zip(collapsed, chosen, strict=True)])  # (layers, 2, E)
 off = pairs - pairs.mean(0)
 hidden = 2 * (off[:, 0] * off[:, 1]).mean(0).sum()
 print(f"(3)     {hidden:.3f} = mean − pooled")
-assert np.isclose(hidden, all_layers(*collapsed, "mean") - all_layers(*collapsed, "pooled"))
+assert np.isclose(hidden, all_layers(collapsed, chosen, "mean") - all_layers(collapsed, chosen, "pooled"))
 
 # %% [markdown]
 # ## The same in tinymoe
@@ -229,7 +229,7 @@ for pooled, system in ((False, "tinymoe"), (True, "hf")):
     loss, backward = balance_loss(logits, indices, BALANCE[system])
     ours, ours_back = layered_loss(logits, indices, pooled)
     assert np.isclose(scale * ours, loss) and np.isclose(scale * ours_back(1.0)[0], backward(1.0)[0]).all()
-    stuck = np.abs(layered_loss(*collapsed, pooled)[1](1.0)[0]).max()
+    stuck = np.abs(layered_loss(collapsed, chosen, pooled)[1](1.0)[0]).max()
     print(f"  as {system}; the largest slope after the collapse: {stuck:.1e}")
 
 # %% [markdown]
@@ -482,7 +482,7 @@ for switches in ((True, False), (False, False), (True, True), (False, True)):
 # %% tags=["exercise"]
 def choose_allowed(scores, allowed, k):
     limited = ...
-    return np.argsort(-limited, axis=1, kind="stable")[:, :k]
+    return np.argsort(-limited, axis=1, kind="stable")[:, :k]  # type: ignore[operator]
 
 
 # %% tags=["solution"]

@@ -407,7 +407,8 @@ def printed_sparse_matrix(matrix, sparsity_level):
 one, other = [[0, 5, 0], [7, 0, 8]], [[5, 0, 0], [0, 7, 8]]
 print("two matrices, one result:", printed_sparse_matrix(one, 0.5), printed_sparse_matrix(other, 0.5))
 print("a level of 90 % keeps:   ", printed_sparse_matrix([[1, 2], [3, 4]], 0.9))
-print("pruned, as it should be: ", CSR.from_dense(np.array(one), magnitude_mask(one, 0.5)).to_triples())
+first = np.array(one)
+print("pruned, as it should be: ", CSR.from_dense(first, magnitude_mask(first, 0.5)).to_triples())
 assert printed_sparse_matrix(one, 0.5) == printed_sparse_matrix(other, 0.5)
 
 # %% [markdown]
@@ -452,7 +453,7 @@ def create_sparse_embedding(V, D, W):
 
 
 def create_sparse_experts(V, H, W):
-    return [create_sparse_embedding(V, D, W) for _ in range(H)]  # noqa: F821 (the linter sees it too)
+    return [create_sparse_embedding(V, D, W) for _ in range(H)]  # type: ignore[name-defined]  # noqa: F821 (the linter sees it too)
 
 
 try:

@@ -201,7 +201,8 @@ rng = np.random.default_rng(settings.run.seed)
 with new_trainer(state, settings) as trainer:
     while state.step < settings.run.steps:
         rows = rng.integers(0, len(train_set), settings.training.batch_size)
-        losses.append(trainer.step(Batch(*(part[rows] for part in data), train_set.images[rows])).loss)
+        picked = Batch(data.ids[rows], data.targets[rows], data.mask[rows], train_set.images[rows])
+        losses.append(trainer.step(picked).loss)
 
 # %%
 blind = np.log(len(set(train_set.captions))) / data.mask.sum(1).mean()  # nats per letter
@@ -273,7 +274,7 @@ print({name: round(float(value), 3) for name, value in found.items()}, "can't se
 
 # %% tags=["trained"]
 (_, _, routed), _ = language.forward(params, config, Batch(batch.ids, mask=batch.mask, images=new_set.images))
-R = config.vision.rows
+R = settings.vision.rows
 figure, axes = new_figure(1, 2, height=2.6, sharey=True)
 counts = []
 for layer, (panel, choice) in enumerate(zip(axes, routed, strict=True)):
@@ -356,7 +357,7 @@ assert all(np.array_equal(rows[b], cut(picture[b], 5)) for b in range(2))
 p = params.vision
 placed = rows @ p.projection + p.positions
 size = np.sqrt((placed * placed).mean(2, keepdims=True) + 1e-6)
-features, _ = encode(picture, p, config.vision)
+features, _ = encode(picture, p, settings.vision)
 assert np.allclose(features, (placed / size * p.norm.gain) @ p.output, rtol=1e-3, atol=1e-5)  # (1), in float32
 
 v, h = rng.standard_normal((2, 4, 6)), rng.standard_normal((2, 3, 6))

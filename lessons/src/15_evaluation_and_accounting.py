@@ -78,7 +78,7 @@ from tinymoe.tree import named, with_leaves, with_role
 base = resolve({"preset": "quick", "corpus": ("toy",), "layers": 1, "width": 32, "context": 32, "batch_size": 16})
 base = base.but(lr=6e-3, final_lr=1.0)  # final_lr: the learning rate stays where it is
 SHAPES = {
-    "mixture": {"experts": 8, "top_k": 2, "expert_width": 64},
+    "mixture": {"experts": 8, "top_k": 2, "expert_width": 64, "dense_layers": ()},
     # one expert is a dense layer; the first is as wide as the two that a token visits, the second as all eight
     "dense, equal work": {"experts": 1, "top_k": 1, "expert_width": 128, "dense_layers": (0,)},
     "dense, equal size": {"experts": 1, "top_k": 1, "expert_width": 512, "dense_layers": (0,)},
@@ -88,7 +88,7 @@ for name, shape in SHAPES.items():
     config = base.but(**shape).model
     leaves = named(params := initialize(config, np.random.default_rng(0)))
     sizes[name] = sum(leaf.size for leaf in leaves.values())
-    points[name] = sizes[name], accounting.flops_per_token(config, 32)
+    points[name] = float(sizes[name]), accounting.flops_per_token(config, 32)
     if name == "dense, equal work":
         gone = 0.9 * sum(leaves[leaf].size for leaf in with_role(params, "sparsifiable"))
         points["the same, 90 % zeros"] = points[name][0] - gone, points[name][1] - 2 * gone
@@ -234,7 +234,7 @@ def bits_per_byte(logits, targets):  # (1); a token is a byte here
 def judge(model, windows):
     losses, hits = [], []
     for batch in windows:  # each of one window
-        (logits, _, _), _ = language.forward(*model, batch.ids)
+        (logits, _, _), _ = language.forward(model.params, model.config, batch.ids)
         losses.append(bits_per_byte(logits, batch.targets[0])[0] * np.log(2))
         hits.append((logits.argmax(1) == batch.targets[0]).mean())
     return np.array(losses), np.array(hits)
@@ -308,8 +308,9 @@ for name, model, own in [
 
 
 # %%
-def walk(params, config, position):
+def walk(model, position):
     """(operations, active parameters) of the token at this position."""
+    params, config = model
     products, asleep = 2 * config.width * (position + 1), 0  # a score with, and a share of, each position so far
     for block in params.blocks:  # here only one
         products += sum(matrix.size for matrix in named(block.attention).values())
@@ -325,7 +326,7 @@ def walk(params, config, position):
 
 
 for name in SHAPES:
-    steps = [walk(*models[name][0], position) for position in range(32)]
+    steps = [walk(models[name][0], position) for position in range(32)]
     work, active = np.mean(steps, axis=0)
     print(f"{name:18} {sizes[name]:7,} parameters, {active:7,.0f} active, {work:9,.0f} operations per token")
 
@@ -388,13 +389,13 @@ print(f"equal time is {affordable:.0f} steps of the small dense model")
 # matter here. It writes four bytes, with the zeros filled in, and as CSR, as `python -m tinymoe.generate --csr` does.
 
 # %% tags=["timed"]
-shape = LanguageConfig(layers=2, heads=2, kv_heads=2, experts=8, expert_width=192, tied=False)
-leaves = named(full := initialize(shape, np.random.default_rng(0)))
+config = LanguageConfig(layers=2, heads=2, kv_heads=2, experts=8, expert_width=192, tied=False)
+leaves = named(full := initialize(config, np.random.default_rng(0)))
 pruned = {}
 
 
 def write(params):
-    return list(generate(params, shape, np.full(40, 10), 4, 0.8, 0.95, np.random.default_rng(0)))
+    return list(generate(params, config, np.full(40, 10), 4, 0.8, 0.95, np.random.default_rng(0)))
 
 
 with one_core():
@@ -501,7 +502,7 @@ for r in results[-2:]:
 # `python -m tinymoe.evaluate DIR` reports all of this for a trained model. Its parts against ours:
 
 # %%
-found = measure(*mixture, evaluation_batches(texts.val, 32, 16, 400))
+found = measure(mixture.params, mixture.config, evaluation_batches(texts.val, 32, 16, 400))
 assert np.isclose(found.loss, losses.mean(), rtol=1e-4)
 assert abs(found.accuracy - hits.mean()) < 1e-3  # in float32 a near tie may fall either way
 
@@ -512,7 +513,7 @@ assert np.isclose(ours, theirs / np.log(2), rtol=1e-12)
 assert np.allclose(back(1.0)[0], their_back(1 / np.log(2))[0], rtol=1e-12)
 
 for model, *_ in models.values():
-    steps = [walk(*model, position) for position in range(32)]
+    steps = [walk(model, position) for position in range(32)]
     assert np.isclose(np.mean([w for w, _ in steps]), accounting.flops_per_token(model.config, 32), rtol=1e-12)  # (4)
     assert steps[0][1] == accounting.active_parameters(*model)  # (3)
 

@@ -68,7 +68,7 @@ sparse_config = base.model  # two layers of four experts, of which a token visit
 dense_config = dense_shape(sparse_config)  # the same, with one wider network in each layer
 
 
-def train(model, steps, seed, tokens=text.train):
+def train(model, steps, seed, tokens=text.train) -> Model:
     return fit(model, with_shape(for_steps(base.but(seed=seed), steps), model.config), tokens)
 
 

@@ -29,6 +29,8 @@
 # All lessons so far, as a revision. Try each question before you read on: say the answer aloud, then compare.
 
 # %%
+from dataclasses import replace
+
 import numpy as np
 
 from lesson_tools import check_exercise, new_figure, show
@@ -156,12 +158,9 @@ show(figure, alt="A matrix of 5 experts by 24 tokens with two shaded places in e
 # densities (lesson 15). In numbers, a mixture against a dense model of equal work:
 
 # %%
-shared = {"layers": 2, "width": 64, "heads": 4, "kv_heads": 4, "expert_width": 128}
-shapes = {
-    "dense": LanguageConfig(**shared, experts=2, top_k=2, dense_layers=(0, 1)),
-    "8 experts, 2 used": LanguageConfig(**shared, experts=8, top_k=2),
-}
-for name, shape in shapes.items():
+sparse = LanguageConfig(layers=2, width=64, heads=4, kv_heads=4, expert_width=128, experts=8, top_k=2)
+dense = replace(sparse, experts=2, dense_layers=(0, 1))
+for name, shape in {"dense": dense, "8 experts, 2 used": sparse}.items():
     params = initialize(shape, np.random.default_rng(0))
     size = sum(array.size for array in named(params).values())
     work = flops_per_token(shape, 64)
