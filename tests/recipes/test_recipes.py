@@ -319,7 +319,20 @@ def test_a_student_learns_more_from_a_good_teacher_than_from_the_text_alone(kind
 
 
 TEACHER = for_steps(
-    Settings.of(context=16, layers=1, width=16, heads=1, kv_heads=1, experts=2, top_k=2, expert_width=16, lr=0.01), 300
+    Settings.of(
+        tied=False,
+        shift=True,
+        context=16,
+        layers=1,
+        width=16,
+        heads=1,
+        kv_heads=1,
+        experts=2,
+        top_k=2,
+        expert_width=16,
+        lr=0.01,
+    ),
+    300,
 )
 
 
