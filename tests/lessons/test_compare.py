@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 LESSONS = ROOT / "lessons"
 sys.path.insert(0, str(LESSONS))
 
-from build import made  # noqa: E402
+from build import is_stale, made  # noqa: E402
 from compare import agree, close, differences, machine  # noqa: E402
 from source import read, sources  # noqa: E402
 
@@ -26,7 +26,10 @@ def kept(lesson, solved):
 
 def problems(lesson, solved):
     """What a product, executed again, shows in another way than it is kept with."""
-    file, old, new = lesson.product(solved), kept(lesson, solved), made(lesson, solved)
+    file = lesson.product(solved)
+    if is_stale(lesson, solved):
+        return [f"{file.relative_to(LESSONS)} is stale: python lessons/build.py"]
+    old, new = kept(lesson, solved), made(lesson, solved)
     here = old.metadata.made_with == new.metadata.made_with
     return [f"{file.relative_to(LESSONS)}, {problem}" for problem in differences(new, old, here)]
 
