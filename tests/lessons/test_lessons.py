@@ -210,6 +210,11 @@ def test_each_variant_has_one_answer(tmp_path):
     assert texts("wrong", 1) == texts("wrong", 2) == ["second", "check"]
 
 
+def test_what_is_said_to_mypy_reaches_no_reader(tmp_path):
+    lesson = read(written(tmp_path, lambda text: text.replace("stub\n", "stub  # type: ignore[operator]  # why\n")))
+    assert [cell.source for cell in lesson.cells if role(cell) == "exercise"] == ["stub  # why"]
+
+
 def test_minutes_count_what_a_reader_reads_and_does():
     """150 words and 20 lines of code a minute, to the nearest 5; answers are not read, exercises take 8 minutes each."""
 
