@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import records
 from tinymoe import errors, ops
-from tinymoe.check import __main__ as check
+from tinymoe.check.trials import language as trials
 from tinymoe.data.corpora import Split
 from tinymoe.data.windows import Batch, cut, evaluation_batches
 from tinymoe.errors import UserError
@@ -59,7 +59,7 @@ def weighed(rows, weights, assignment):
 
 
 MODELS = {
-    **{name: options for name, options in check.MODELS.items() if "vision" not in options},
+    **{name: options for name, options in trials.MODELS.items() if "vision" not in options},
     "a hidden layer in the router, residual shared experts": {
         "scores": "mlp",
         "shared_experts": 2,
@@ -80,7 +80,7 @@ MODELS = {
 
 def small(options):
     """A config, and parameters without zeros: a router that starts at 0 would leave all experts equal."""
-    config = LanguageConfig(**{**check.SMALL, **options})
+    config = LanguageConfig(**{**trials.SMALL, **options})
     rng = np.random.default_rng(0)
     params = tree_map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), initialize(config, rng, np.float64))
     return config, params, rng

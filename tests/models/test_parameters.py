@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from tinymoe.check import __main__ as check
+from tinymoe.check.trials.language import MODELS, SMALL
 from tinymoe.models.config import LanguageConfig, VisionConfig
 from tinymoe.models.initialise import initialize, skeleton
 from tinymoe.models.parameters import Experts, Norm, Router
 from tinymoe.tree import named, roles, tree_map, with_role
 
 SHAPES = {
-    **check.MODELS,
+    **MODELS,
     "LSTM, residual shared expert, learned positions": {
         "architecture": "lstm",
         "shared_experts": 1,
@@ -23,7 +23,7 @@ every_shape = pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
 
 
 def config_of(options):
-    return LanguageConfig(**{**check.SMALL, **options})
+    return LanguageConfig(**{**SMALL, **options})
 
 
 @every_shape

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import is_float
-from tinymoe.check.balance_cases import balance_cases
-from tinymoe.check.cases import Case
+from tinymoe.check.trials import balance
 from tinymoe.gradcheck import check_gradients
 from tinymoe.ops.balance import (
     bias_update,
@@ -25,8 +24,7 @@ from tinymoe.ops.capacity import PRIORITIES, capacity, keep_within_capacity, ren
 
 
 def cases(seed=0):
-    rng = np.random.default_rng(seed)
-    return list(balance_cases(rng.standard_normal, rng, Case))
+    return list(balance.trials(np.random.default_rng(seed)))
 
 
 every_case = pytest.mark.parametrize("case", cases(), ids=str)

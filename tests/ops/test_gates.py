@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from tinymoe import ops
-from tinymoe.check.cases import Case
-from tinymoe.check.gate_cases import gate_cases
+from tinymoe.check import trials
 from tinymoe.gradcheck import check_gradients
 from tinymoe.ops import gates, scores, shared_gates, soft
 
 RNG = np.random.default_rng(11)
-CASES = list(gate_cases(RNG.standard_normal, RNG, Case))
+CASES = list(trials.gates.trials(RNG))
 
 
 def dense(weights, indices, n_experts):

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from tinymoe.check.cases import Case
-from tinymoe.check.recurrent_cases import recurrent_cases
+from tinymoe.check.trials import recurrent
 from tinymoe.gradcheck import check_gradients
 from tinymoe.ops import sigmoid
 from tinymoe.ops.recurrent import gru, lstm, rnn
 
 RNG = np.random.default_rng(21)
-CASES = list(recurrent_cases(RNG.standard_normal, RNG, Case))
+CASES = list(recurrent.trials(RNG))
 GATES = {rnn: 1, gru: 3, lstm: 4}
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_network = pytest.mark.parametrize("op", GATES)
