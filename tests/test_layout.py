@@ -14,7 +14,7 @@ PACKAGE = Path(tinymoe.__file__).parent
 PROJECT = PACKAGE.parent
 LAYERS = ["types", "errors", "options", "sparse", "ops", "tree", "gradcheck", "data", "optim", "models", "runs"]
 BUILT = ["estimator", "documents", "systems"]
-COMMANDS = ["check", "golden", "train", "evaluate", "recipes", "generate", "study", "bench"]
+COMMANDS = ["golden", "train", "evaluate", "recipes", "generate", "study", "bench", "check"]  # the last runs all
 ROOMS = [*LAYERS, *BUILT, *COMMANDS]  # of the package, each knowing only those before it
 FORBIDDEN = {"torch", "tensorflow", "jax", "keras", "autograd", "cupy", "numba", "mxnet", "flax", "tinygrad", "theano"}
 

@@ -8,14 +8,15 @@ from functools import partial
 import numpy as np
 import pytest
 
+from tinymoe.check.trial import of_parameters
+from tinymoe.check.trials import documents
 from tinymoe.documents import big_language_model as d2
 from tinymoe.documents import feature_experts as d0
 from tinymoe.documents import lstm_experts as d2_lstm
 from tinymoe.documents import sparse_gate as d1
 from tinymoe.documents import sparse_weights as d3
-from tinymoe.documents.fit import mean_squared_error, train
+from tinymoe.documents.fit import train
 from tinymoe.documents.layers import Dense, ExpertNetwork, new_expert
-from tinymoe.gradcheck import check_gradients
 from tinymoe.ops import one_hot, relu, sparse_linear
 from tinymoe.sparse import COO, CSR
 from tinymoe.tree import tree_map, values_of, with_values
@@ -32,60 +33,20 @@ def frozen(array):
     return array
 
 
-def small_language_model():
-    model = d2.new_language_model(rng(), width=4, layers=2, experts=3, hidden=5)
-    for layer in model.hidden_layers:
-        for expert in layer.experts:
-            expert.dense1.bias += 0.1 * rng(1).standard_normal(5)  # at 0 a unit without inputs would sit on ReLU's kink
-    return model
+def models(n=6):
+    return [
+        pytest.param(loss, parameters, [frozen(a) if isinstance(a, np.ndarray) else a for a in data], id=name)
+        for name, loss, parameters, data in documents.models(rng(4), n)
+    ]
 
 
-def small_visual_model():
-    return d2.new_visual_language_model(rng(1), 12, small_language_model())
-
-
-def lstm_parameters():
-    return d2_lstm.LSTMExperts(5, 3, 4, 3, rng=2).parameters
-
-
-def sparse_language_parameters():
-    return d3.SparseExpertLanguageModel(7, 6, 3, density=0.4, rng=3).parameters
-
-
-def model_losses(n=6):
-    """(name, loss, parameters, data) of every model, for n rows."""
-    normal, ids = rng(4).standard_normal, rng(5).integers(0, 5, (n, 4))
-    x, targets = frozen(normal((n, 3))), frozen(normal((n, 1)))
-    p0 = d0.SparseExpertModel(2).parameters
-    gate = values_of(p0)["gate.weight"]
-    gate[...] = normal(gate.shape)  # at 0 all experts would count the same
-    yield "d0", d0.squared_loss, p0, (x, targets)
-    for k in (1, 2, 3):
-        p = d1.SparseExpertModel(3, 3, 2, k).parameters
-        yield f"d1, k = {k}", partial(d1.squared_loss, k=k, balance=0.1), p, (x, frozen(normal((n, 2))))
-    for k in (1, 2):
-        yield f"d2, k = {k}", partial(d2.language_loss, k=k), small_language_model(), (["ab", "cde", "é"][:n],)
-    yield "d2, sparse", d2.language_loss, d2.sparsify(small_language_model(), 0.6), (["abc", "de"][:n],)
-    yield "d2, image", d2.caption_loss, small_visual_model(), (frozen(normal((min(n, 2), 2, 2, 3))), ["ab", "c"][:n])
-    yield "d2, LSTM", partial(d2_lstm.mixture_loss, k=2), lstm_parameters(), (ids, ids[:, ::-1])
-    for k in (1, 2):
-        yield f"d3, k = {k}", partial(d3.language_loss, k=k), sparse_language_parameters(), (ids, ids[:, ::-1])
-
-
-MODELS = list(model_losses())
-every_model = pytest.mark.parametrize(("loss", "parameters", "data"), [pytest.param(*m[1:], id=m[0]) for m in MODELS])
+every_model = pytest.mark.parametrize(("loss", "parameters", "data"), models())
 
 
 @every_model
 @pytest.mark.parametrize("method", ["central", "complex"])
 def test_every_parameter_of_every_model_has_the_right_gradient(loss, parameters, data, method):
-    values = values_of(parameters)
-
-    def model(*arrays):
-        value, backward = loss(with_values(parameters, dict(zip(values, arrays, strict=True))), *data)
-        return value, lambda dloss: tuple(values_of(backward(dloss)).values())
-
-    report = check_gradients(model, *values.values(), names=list(values), method=method)
+    report = of_parameters("", loss, parameters, *data).report(method, seed=0)
     assert report.ok, report
 
 
@@ -106,7 +67,7 @@ def test_float32_stays_float32(loss, parameters, data):
     assert {g.dtype for g in values_of(backward(1.0)).values()} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize(("loss", "parameters", "data"), [pytest.param(*m[1:], id=m[0]) for m in model_losses(0)])
+@pytest.mark.parametrize(("loss", "parameters", "data"), models(0))
 def test_no_rows_cost_nothing_and_teach_nothing(loss, parameters, data):
     value, backward = loss(parameters, *data)
     assert value == 0
@@ -114,46 +75,10 @@ def test_no_rows_cost_nothing_and_teach_nothing(loss, parameters, data):
 
 
 @pytest.mark.parametrize("method", ["central", "complex"])
-def test_gradients_of_the_inputs(method):
-    """Each input reaches the result by two ways: through the experts and through the gate."""
-    normal = rng(6).standard_normal
-    p0, p1, visual = (
-        d0.SparseExpertModel(2).parameters,
-        d1.SparseExpertModel(4, 3, 2, 2).parameters,
-        small_visual_model(),
-    )
-    gate = values_of(p0)["gate.weight"]
-    gate[...] = normal(gate.shape)
-    experts = tuple(new_expert(rng(7), 3, 4, 2) for _ in range(3))
-
-    def dx_only(network, *args):
-        def of_input(x):
-            y, backward = network(x, *args)
-            return y, lambda *dy: (backward(*dy)[0],)
-
-        return of_input
-
-    for operation, x in (
-        (dx_only(d0.network, p0), normal((5, 3))),
-        (dx_only(d1.network, p1, 2), normal((5, 3))),
-        (dx_only(d2.mix_of_experts, experts, normal((3, 3)), 2), normal((5, 3))),
-        (dx_only(d2.visual_language_model, ["ab", "c"], visual), normal((2, 2, 2, 3))),
-    ):
-        report = check_gradients(operation, x, method=method)
-        assert report.ok, report
-
-
-@pytest.mark.parametrize("method", ["central", "complex"])
-def test_gradients_of_the_small_operations(method):
-    normal = rng(8).standard_normal
-    table = CSR.from_dense(normal((5, 4)), rng(9).random((5, 4)) < 0.4)
-    for operation, *inputs in (
-        (mean_squared_error, normal((4, 2)), normal((4, 2))),
-        (d2_lstm.log_loss, 0.1 + rng(10).random((4, 3)), np.array([0, 2, 2, 1])),
-        (d3.sparse_embedding, np.array([3, 0, 3, 3, 4]), normal(table.nnz), table),
-    ):
-        report = check_gradients(operation, *inputs, method=method)
-        assert report.ok, report
+@pytest.mark.parametrize("trial", list(documents.operations(rng(6))), ids=str)
+def test_gradients_of_the_inputs_and_of_the_small_operations(trial, method):
+    report = trial.report(method, seed=0)
+    assert report.ok, report
 
 
 def test_training_leaves_what_it_is_given_alone_and_repeats_to_the_bit():
@@ -419,7 +344,7 @@ def test_d2_sparse_matrix_as_printed_can_not_be_rebuilt_and_ignores_the_level():
 
 
 def test_d2_runs_and_trains_with_sparse_weights_and_what_was_cut_stays_cut():
-    p = d2.sparsify(small_language_model(), 0.7)
+    p = d2.sparsify(documents.language_model(), 0.7)
     weights = [d.weight for layer in p.hidden_layers for e in layer.experts for d in (e.dense1, e.dense2)]
     assert all(isinstance(w, CSR) and w.nnz == 20 - 14 for w in weights)
     filled = tree_map(lambda leaf: leaf.to_dense() if isinstance(leaf, CSR) else leaf, p)
@@ -445,7 +370,7 @@ def test_d2_texts_become_bytes_between_edges():
 
 
 def test_d2_does_not_look_ahead_and_learns_its_texts():
-    p = small_language_model()
+    p = documents.language_model()
     one, other = (d2.big_language_model([text], p)[0][0] for text in ("abcdef", "abcxyz"))
     np.testing.assert_array_equal(one[:4], other[:4])
     assert np.abs(one[4:] - other[4:]).min(1).max() > 0
@@ -468,7 +393,7 @@ def test_d2_fusion_as_printed_needs_one_width_and_feeds_features_to_a_reader_of_
 
 
 def test_d2_adds_the_image_to_every_position_of_the_text():
-    p, image = small_visual_model(), rng().random((2, 2, 2, 3))
+    p, image = documents.visual_model(), rng().random((2, 2, 2, 3))
     logits, _ = d2.visual_language_model(image, ["abc", "d"], p)
     text, _ = d2.embed(d2.text_to_vector(["abc", "d"]), p.language.embedding)
     feature = image.reshape(2, 12) @ p.image_layer.weight + p.image_layer.bias
@@ -501,7 +426,7 @@ def printed_lstm_mixture(ids, expert, num_experts, expert_weights):
 
 
 def test_d2_lstm_mixture_as_printed_is_one_expert_summed_over_the_batch():
-    expert = lstm_parameters().experts[0]
+    expert = documents.lstm_experts().experts[0]
     ids = rng().integers(0, 5, (4, 6))
     mixed = printed_lstm_mixture(ids, expert, 3, [0.5, 0.3, 0.2])
     assert mixed.shape == (6, 5)  # the four texts have become one
@@ -510,7 +435,7 @@ def test_d2_lstm_mixture_as_printed_is_one_expert_summed_over_the_batch():
 
 
 def test_d2_lstm_mixture_is_of_different_experts_for_each_text_and_only_they_run():
-    p, ids = lstm_parameters(), rng().integers(0, 5, (4, 6))
+    p, ids = documents.lstm_experts(), rng().integers(0, 5, (4, 6))
     y, _ = d2_lstm.mix_of_experts(ids, p, 2)
     assert y.shape == (4, 6, 5)
     np.testing.assert_allclose(y.sum(-1), 1)
@@ -613,7 +538,7 @@ def test_d3_embedding_is_the_product_with_one_hot_rows():
 
 
 def test_d3_is_the_mixture_of_experts_tied_to_the_output():
-    p, ids = sparse_language_parameters(), rng().integers(0, 7, (3, 5))
+    p, ids = documents.sparse_weights(), rng().integers(0, 7, (3, 5))
     logits, _ = d3.language_model(ids, p, 2)
     table, experts = p.embedding.to_dense(), p.experts.to_dense().reshape(3, 6, 7)
     for row, before in ((0, 0), (1, 0), (2, 1), (4, 3)):

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tinymoe import ops
-from tinymoe.gradcheck import check_gradients
+from tinymoe.check.trials.systems import layer, trials
 from tinymoe.systems import dispatchers
 from tinymoe.systems.dispatchers import (
     DISPATCHERS,
@@ -28,13 +28,6 @@ INDICES = np.array([[1, 0], [0, 1], [0, 1]])
 WEIGHTS = np.array([[3.0, 1], [2, 5], [4, 6]])
 KEPT = np.array([[True, True], [True, False], [True, False]])
 UP, DOWN = np.ones((2, 1, 1)), np.array([[[10.0]], [[100]]])
-
-
-def sample(rng, n, n_experts, k, gated, d=3, f=4):
-    """x, weights, up, down and, if wanted, gate, with distinct random experts for each token."""
-    indices = np.argsort(rng.random((n, n_experts)), 1)[:, :k]
-    shapes = [(n, d), (n, k), (n_experts, d, f), (n_experts, f, d)] + [(n_experts, d, f)] * gated
-    return [rng.standard_normal(shape) for shape in shapes], indices
 
 
 def agree(results):
@@ -138,7 +131,7 @@ def test_the_steps_of_the_example(monkeypatch):
 def test_all_six_are_equal(n, n_experts, k, share, ranks, gated, extra, seed):
     """Forward and every gradient, over drops, idle experts, more experts than tokens, and ranks that don't divide."""
     rng = np.random.default_rng(seed)
-    inputs, indices = sample(rng, n, n_experts, min(k, n_experts), gated)
+    inputs, indices = layer(rng, n, n_experts, min(k, n_experts), gated)
     kept = None if share is None else rng.random(indices.shape) < share
     counts = np.bincount(indices[slice(None) if kept is None else kept].reshape(-1), minlength=n_experts)
     roomy = partial(padded_dispatch, capacity=int(counts.max()) + extra)
@@ -152,14 +145,14 @@ def test_all_to_one_and_a_repeated_choice(activation):
     """Sigmoid because it is not 0 at 0: padding must not leak into the gradients. A token may name an expert twice."""
     rng = np.random.default_rng(1)
     for indices in (np.full((6, 1), 2), np.array([[1, 1], [0, 1], [1, 0], [3, 3], [1, 1], [1, 1]])):
-        inputs, _ = sample(rng, 6, 4, indices.shape[1], gated=False)
+        inputs, _ = layer(rng, 6, 4, indices.shape[1], gated=False)
         agree(run_all(inputs, rng.standard_normal((6, 3)), indices, None, activation, WAYS))
 
 
 def test_without_drops_it_is_the_moe_layer():
     """`ops.moe` with the same choices: y, and the gradients of the experts."""
     rng = np.random.default_rng(2)
-    (x, _, *matrices), _ = sample(rng, 8, 5, 2, gated=True)
+    (x, _, *matrices), _ = layer(rng, 8, 5, 2, gated=True)
     router, dy = rng.standard_normal((3, 5)), rng.standard_normal((8, 3))
     (y, _, routing), layer_back = ops.moe(x, router, *matrices, k=2, activation=ops.silu)
     mine = run_all([x, routing.weights, *matrices], dy, routing.indices, None, ops.silu, WAYS)
@@ -171,30 +164,19 @@ def test_without_drops_it_is_the_moe_layer():
 
 
 @pytest.mark.parametrize("method", ["central", "complex"])
-@pytest.mark.parametrize(("n", "gated"), [(5, True), (4, False), (0, True)])
-@every_way
-def test_gradients(way, n, gated, method):
-    rng = np.random.default_rng(3)
-    inputs, indices = sample(rng, n, 4, 2, gated)
-    kept = rng.random(indices.shape) < 0.7
-    kept[1:2] = False  # the second token is padding
-    names = ["x", "weights", "up", "down", "gate"]
-    options = {"indices": indices, "kept": kept, "activation": ops.silu if gated else ops.relu}
-    report = check_gradients(way, *inputs, method=method, names=names, **options)
+@pytest.mark.parametrize("trial", list(trials(np.random.default_rng(3))), ids=str)
+def test_gradients(trial, method):
+    report = trial.report(method, seed=0)
     assert report.ok, report
     assert report.error < (1e-12 if method == "complex" else 1e-7)
 
 
 @pytest.mark.parametrize("rows", [3, 1, 0])
-def test_gradients_of_experts_in_one_product(rows):
+def test_experts_in_one_product_are_those_of_the_library(rows):
     rng = np.random.default_rng(4)
     x, up, gate = (rng.standard_normal(shape) for shape in ((2, rows, 3), (2, 3, 4), (2, 3, 4)))
     down = rng.standard_normal((2, 4, 3))
     for matrices, activation in (((up, down), ops.gelu), ((up, down, gate), ops.silu)):
-        report = check_gradients(
-            batched_experts, x, *matrices, method="complex", tolerance=1e-12, activation=activation
-        )
-        assert report.ok, report
         y, _ = batched_experts(x, *matrices, activation=activation)
         flat, _ = ops.experts(x.reshape(-1, 3), *matrices, counts=[rows, rows], activation=activation)
         np.testing.assert_allclose(y.reshape(-1, 3), flat, rtol=1e-12, atol=1e-14)
@@ -233,7 +215,7 @@ def test_the_comparison_finds_planted_bugs(right, wrong):
     broken.__package__ = "tinymoe.systems"
     exec(source.replace(right, wrong), broken.__dict__)
     rng = np.random.default_rng(5)
-    inputs, indices = sample(rng, 7, 5, 3, gated=True)
+    inputs, indices = layer(rng, 7, 5, 3, gated=True)
     kept = rng.random(indices.shape) < 0.8
     ways = {"right": DISPATCHERS["grouped"], **broken.DISPATCHERS}
     with pytest.raises((AssertionError, IndexError, ValueError)):
@@ -244,7 +226,7 @@ def test_the_comparison_finds_planted_bugs(right, wrong):
 def test_padding_and_drops_are_never_looked_at(way):
     """NaN in x, dy and weights, and no such experts, where nothing is kept: exact zeros, and the rest to the bit."""
     rng = np.random.default_rng(6)
-    inputs, indices = sample(rng, 6, 4, 2, gated=True)
+    inputs, indices = layer(rng, 6, 4, 2, gated=True)
     dy = rng.standard_normal((6, 3))
     kept = np.array([[1, 1], [0, 0], [1, 0], [0, 1], [0, 0], [1, 1]], bool)
     y, backward = way(*inputs, indices=indices, kept=kept, activation=ops.silu)
@@ -267,7 +249,7 @@ def test_padding_and_drops_are_never_looked_at(way):
 @every_way
 def test_float32_stays_float32_and_nothing_is_written_to(way):
     rng = np.random.default_rng(7)
-    inputs, indices = sample(rng, 5, 4, 2, gated=True)
+    inputs, indices = layer(rng, 5, 4, 2, gated=True)
     arrays = [a.astype(np.float32) for a in inputs]
     kept = rng.random(indices.shape) < 0.7
     for a in (*arrays, indices, kept):
@@ -282,7 +264,7 @@ def test_float32_stays_float32_and_nothing_is_written_to(way):
 def test_exchanged_bytes_are_those_of_the_buffers(monkeypatch, ranks, n):
     """Forward there and back, backward there and back; what stays on its rank is not sent."""
     rng = np.random.default_rng(8)
-    inputs, indices = sample(rng, n, 3, 2, gated=False)
+    inputs, indices = layer(rng, n, 3, 2, gated=False)
     kept = rng.random(indices.shape) < 0.8
     exchanges = calls(monkeypatch, "all_to_all")
     _, backward = all_to_all_dispatch(*inputs, indices=indices, kept=kept, ranks=ranks)

@@ -13,15 +13,20 @@ from ..trial import Trial
 from . import (
     attention,
     balance,
+    documents,
+    estimator,
     fusion,
     gates,
+    golden,
     language,
     likelihood,
     pointwise,
+    recipes,
     recurrent,
     routing,
     rows,
     sparse,
+    systems,
 )
 
 FAMILIES = (pointwise, rows, attention, routing, sparse, likelihood, fusion, recurrent, gates, balance)
@@ -41,5 +46,11 @@ class Group(NamedTuple):
 
 GROUPS = (
     Group("operations", operations),
+    Group("dispatchers", systems.trials),
+    Group("documents", documents.operations),
+    Group("golden pack", golden.trials),
     Group("language model", language.trials, by_input=True),
+    Group("estimator", estimator.trials, by_input=True),
+    Group("document's model", documents.trials, by_input=True),
+    Group("recipe", recipes.trials, by_input=True),
 )
