@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..gradcheck import TOLERANCE, MarginError, Report, check_gradients
+from ..gradcheck.slopes import floats_of
 from ..tree import values_of, with_values
 from ..types import Operation
+from .backwards import Place, running
 
 
 class Trial(NamedTuple):
@@ -26,6 +28,14 @@ class Trial(NamedTuple):
 
     def report(self, method: str, seed: int) -> Report:
         return check_gradients(self.operation, *self.inputs, method=method, seed=seed, names=self.names, **self.options)
+
+    def places(self) -> set[Place]:
+        """Of the functions that run when the operation's backward does."""
+        y, backward = self.operation(*self.inputs, **self.options)
+        dys = [np.ones_like(f) for f in floats_of(y)]
+        with running() as ran:
+            backward(*dys)
+        return ran
 
 
 class Outcome(NamedTuple):
