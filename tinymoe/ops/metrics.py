@@ -33,8 +33,8 @@ def max_violation(counts: Array) -> Array:
 
     Source: Wang et al. 2024 (Auxiliary-loss-free load balancing).
     """
-    mean = counts.mean(-1)
-    return _ratio(counts.max(-1) - mean, mean)
+    total, n_experts = counts.sum(-1), counts.shape[-1]
+    return _ratio(n_experts * counts.max(-1) - total, total)  # so that E − 1 is not passed by rounding
 
 
 def load_entropy(counts: Array) -> Array:
