@@ -49,8 +49,8 @@ def upcycle(
     def sparse(dense: Experts) -> Mixture:
         columns = rng.standard_normal((config.width, experts // split)) * config.width**-0.5
         router = Router(weight=np.repeat(columns, split, 1).astype(dtype))
-        up, down = copies(dense.up, 2), copies(split * dense.down, 1)
         gate = None if dense.gate is None else copies(dense.gate, 2)
+        up, down = copies(dense.up, 2), copies(split * dense.down, 1)
         return Mixture(router=router, experts=Experts(up=up, down=down, gate=gate))
 
     shape = replace(
