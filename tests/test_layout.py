@@ -12,7 +12,7 @@ import tinymoe
 
 PACKAGE = Path(tinymoe.__file__).parent
 PROJECT = PACKAGE.parent
-LAYERS = ["types", "errors", "options", "sparse", "ops", "tree", "gradcheck", "data", "optim", "models", "runs"]
+LAYERS = ["types", "errors", "sparse", "ops", "tree", "gradcheck", "data", "optim", "models", "runs"]
 BUILT = ["estimator", "documents", "systems"]
 COMMANDS = ["golden", "train", "evaluate", "recipes", "generate", "study", "bench", "check"]  # the last runs all
 ROOMS = [*LAYERS, *BUILT, *COMMANDS]  # of the package, each knowing only those before it
@@ -91,7 +91,7 @@ def test_imports_point_one_way():
 def test_every_room_is_listed_and_they_are_few():
     here = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert here - {"__init__"} == set(ROOMS)
-    assert len(ROOMS) <= 22
+    assert len(ROOMS) <= 21  # and the front door, `__init__`
 
 
 @pytest.mark.parametrize(

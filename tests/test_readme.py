@@ -31,7 +31,7 @@ def test_the_checker_says_what_is_printed():
 
 def test_the_map_names_every_room_and_the_numbers_are_right():
     rooms = set(re.findall(r"`(\w+)(?:/|\.py)`", README.partition("## A map")[2].partition("**One idea")[0]))
-    assert rooms >= set(ROOMS) - {"types", "errors", "options"}  # which need no place on a map
+    assert rooms >= set(ROOMS) - {"types", "errors"}  # which need no place on a map
     numbers = {"Eleven of them": len(ROUTERS) == 11, "26 bugs": len(MUSEUM) == 26}
     lessons = len(list((ROOT / "lessons/src").glob("*.py")))
     for text, right in (numbers | {f"{lessons} lessons": True}).items():

@@ -1,11 +1,26 @@
-"""Mistakes of the user: one sentence, no traceback."""
+"""What a user can set, and what is said of a mistake: one sentence, no traceback.
+
+Settings come in parts: frozen dataclasses whose fields say what a user needs to know, and which check themselves.
+
+    @dataclass(frozen=True)
+    class Part:
+        steps: int = option(100, "how many steps to take", "run")
+        rate: float = option(0.1, "how far a step goes", "run", above=0.0)
+
+        def __post_init__(self) -> None:
+            check_options(self)
+
+A field made by `option` can be set by a flag and in config.toml; flags, help and types come from here, once. A field without
+it is an ordinary one, filled in by the program. Numbers are at least 1 unless `least` or `above` says something else.
+"""
 
 import argparse
 import io
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from dataclasses import Field, field, fields
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -54,3 +69,42 @@ def run(command: Callable[[], int]) -> NoReturn:
 def _complain(text: str) -> int:
     print(f"error: {text}", file=sys.stderr)
     return 2
+
+
+def option(default: Any, help: str, group: str, **more: Any) -> Any:
+    """A field that a user can set.
+
+    help, group  one sentence, and under which heading it stands
+    flag         its name for users, where that is not the field's
+    least, above, below    bounds of a number (≥, >, <)
+    choices      the allowed values
+    metavar      what the help shows in place of a value
+    """
+    return field(default=default, metadata={"help": help, "group": group, **more})
+
+
+def options_of(part: Any) -> Iterator[tuple[str, Field[Any]]]:
+    """(name for users, field) of each option of a part, or of its class."""
+    for f in fields(part):
+        if "help" in f.metadata:
+            yield f.metadata.get("flag", f.name), f
+
+
+def check_options(part: Any) -> None:
+    """Raises ValueError, in a sentence that begins with the option's name, for the first value out of its bounds."""
+    for name, f in options_of(part):
+        value, of = getattr(part, f.name), f.metadata
+        if f.type in (int, float):
+            least = None if "above" in of else of.get("least", 1)
+            inside = (
+                (least is None or value >= least)
+                and ("above" not in of or value > of["above"])
+                and value < of.get("below", float("inf"))
+            )
+            if not inside:
+                bounds = f"above {of['above']:g}" if least is None else f"at least {least:g}"
+                bounds += f" and below {of['below']:g}" if "below" in of else ""
+                kind = "a finite number " if f.type is float else ""
+                raise ValueError(f"{name} is {value}; it must be {kind}{bounds}")
+        if "choices" in of and value not in of["choices"]:
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(of['choices'])}")

@@ -5,8 +5,7 @@ import tomllib
 import pytest
 import tomli_w
 
-from tinymoe.errors import UserError
-from tinymoe.options import options_of
+from tinymoe.errors import UserError, options_of
 from tinymoe.runs.settings import OPTIONS, PARTS, PRESETS, Settings, from_plain, resolve, to_plain
 
 

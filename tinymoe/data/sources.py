@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..options import check_options, option
+from ..errors import check_options, option
 from ..types import Array
 from . import corpora, pictures
 from .windows import Batch, TrainingWindows, evaluation_batches

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..options import check_options, option
+from ..errors import check_options, option
 from .config import LanguageConfig
 
 LOSSES = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import ops
-from ..options import check_options, option
+from ..errors import check_options, option
 
 EXPERT_KINDS: dict[str, Any] = {"relu": ops.relu, "gelu": ops.gelu, "gelu_exact": ops.gelu_exact, "swiglu": ops.silu}
 NORMS = ("rms", "layer")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..options import check_options, option
+from ..errors import check_options, option
 from ..tree import values_of
 from .updates import OPTIMIZERS, Slots, learning_rate, new_slots
 

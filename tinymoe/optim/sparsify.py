@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..options import check_options, option
+from ..errors import check_options, option
 from ..sparse import CSR, magnitude_mask, prune_global, prune_n_m, sparse_plus_low_rank
 from ..types import Array
 

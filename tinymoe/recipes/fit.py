@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import ops
 from ..data.windows import TrainingWindows, evaluation_batches
+from ..errors import options_of
 from ..models.config import LanguageConfig
 from ..models.evaluation import measure
 from ..models.initialise import initialize
@@ -15,7 +16,6 @@ from ..models.language import forward, next_token
 from ..models.parameters import Language
 from ..optim.hyperparameters import State, fresh
 from ..optim.trainer import Trainer
-from ..options import options_of
 from ..runs.settings import Settings
 from ..tree import tree_map
 from ..types import Array

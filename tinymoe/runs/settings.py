@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from ..data.sources import PICTURES, Data
-from ..errors import UserError
+from ..errors import UserError, check_options, option, options_of
 from ..models.balancing import Balance
 from ..models.config import LanguageConfig, VisionConfig
 from ..models.objective import LanguageObjective
 from ..optim.hyperparameters import Training
 from ..optim.sparsify import Sparsity
-from ..options import check_options, option, options_of
 
 
 @dataclass(frozen=True)
