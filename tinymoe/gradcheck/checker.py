@@ -91,16 +91,10 @@ def check_gradients(
     slope does (a kink) and the gradient disagrees, or when rounding hides the slope: choose another input; such a sample
     proves nothing. Raises ValueError for a method, number of directions, tolerance or names that make no sense.
     """
-    if method not in STEP or directions < 1 or not 0 < tolerance < 1:
-        raise ValueError(
-            f"method is {method!r}, directions {directions} and tolerance {tolerance}; allowed are 'central' or "
-            "'complex', at least 1, and between 0 and 1"
-        )
+    _check_arguments(method, directions, tolerance)
     args = [a.astype(np.float64) if _is_float(a) else a for a in inputs]
     places = [i for i, a in enumerate(args) if _is_float(a)]
-    labels = list(_names(function, len(args)) if names is None else names)
-    if len(labels) < len(args):
-        raise ValueError(f"{len(labels)} names for {len(args)} inputs; give one for each")
+    labels = _labels(function, len(args), names)
     report = Report(f"{getattr(function, '__name__', 'function')} ({method} differences)", tolerance)
     rng = np.random.default_rng(seed)
     frozen_options = {name: _frozen(value) for name, value in options.items()}
@@ -137,6 +131,14 @@ def check_gradients(
 
     report.problems += _behaviour_problems(backward, dys, gradients, floats, before, rng)
     return report
+
+
+def _check_arguments(method: str, directions: int, tolerance: float) -> None:
+    if method not in STEP or directions < 1 or not 0 < tolerance < 1:
+        raise ValueError(
+            f"method is {method!r}, directions {directions} and tolerance {tolerance}; allowed are 'central' or "
+            "'complex', at least 1, and between 0 and 1"
+        )
 
 
 def _compare(
@@ -224,8 +226,11 @@ def _behaviour_problems(
     return problems
 
 
-def _names(function: Callable[..., Any], count: int) -> list[str]:
-    parameters = list(inspect.signature(function).parameters)[:count]
+def _labels(function: Callable[..., Any], count: int, names: Sequence[str] | None) -> list[str]:
+    """Names of the inputs: those given, or those of the signature."""
+    parameters = list(inspect.signature(function).parameters)[:count] if names is None else list(names)
+    if names is not None and len(parameters) < count:
+        raise ValueError(f"{len(parameters)} names for {count} inputs; give one for each")
     return parameters + [f"input {i}" for i in range(len(parameters), count)]
 
 
