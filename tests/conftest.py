@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,19 @@ def text(tmp_path_factory):
 
 def run(text, out, *more):
     return train.main(["--corpus", str(text), "--out", str(out), *SMALL, *map(str, more)])
+
+
+def started(text, out, *more, **options):
+    """The training command as a process of its own."""
+    flags = ["--corpus", text, "--out", out, *SMALL, *more]
+    return subprocess.Popen([sys.executable, "-m", "tinymoe.train", *map(str, flags)], **options)
+
+
+def wait_for_steps(folder, process):
+    metrics = folder / "metrics.jsonl"
+    while not metrics.exists() or metrics.stat().st_size < 2000:
+        assert process.poll() is None
+        time.sleep(0.01)
 
 
 def records(folder):

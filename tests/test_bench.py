@@ -1,10 +1,12 @@
 """The bench runs, states where it runs, and finds the crossover."""
 
+import subprocess
 import sys
 
 import pytest
 
 from tinymoe import bench
+from tinymoe.errors import UserError
 
 
 def test_the_bench_prints_ratios_and_draws(capsys, tmp_path, monkeypatch):
@@ -36,8 +38,27 @@ def test_without_scipy(monkeypatch):
         bench.main(["sparse"])
 
 
-@pytest.mark.parametrize("arguments", [[], ["sparse", "--sizes", "0"], ["sparse", "--densities", "2"], ["x"]])
-def test_wrong_arguments(arguments, capsys):
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required: bench"),
+        (["sparse", "--sizes", "0"], "sizes must be at least 1"),
+        (["sparse", "--densities", "2"], "densities above 0"),
+        (["x"], "invalid choice: 'x'"),
+        (["sparse", "--plot", "x.bogus"], "can't be drawn; choose one of"),
+    ],
+)
+def test_wrong_arguments(arguments, said):
+    with pytest.raises(UserError, match=said):
         bench.main(arguments)
-    assert "usage: python -m tinymoe.bench" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_ends_the_bench(tmp_path):
+    """As in `python -m tinymoe.bench sparse | head -1`."""
+    pytest.importorskip("scipy")
+    command = [sys.executable, "-m", "tinymoe.bench", "sparse", "--sizes", "30", "--densities", "0.5"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (0, b"")
+    process.stderr.close()

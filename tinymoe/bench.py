@@ -4,16 +4,19 @@ What is compared runs in turn within one process, and the median of each is take
 busy machine where a time would not. Every ratio is the other's time over ours: above 1, ours is faster.
 """
 
-import argparse
+import io
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
+from .errors import Parser, UserError, named_path, run
+from .runs.files import check_writable, write_named
 from .sparse import COO, CSR, sparse_normal
 
 WIDTH = 128  # columns of the dense operand
@@ -74,7 +77,7 @@ def crossover(densities: Sequence[float], ratios: Sequence[float]) -> float | No
     return None
 
 
-def bench_sparse(sizes: Sequence[int], densities: Sequence[float], plot: str | None) -> None:
+def bench_sparse(sizes: Sequence[int], densities: Sequence[float], plot: Path | None) -> None:
     """Print the table of ratios, their medians over the densities, and the crossover with dense products."""
     try:
         import scipy
@@ -127,7 +130,7 @@ def machine() -> str:
     return f"{python} · NumPy {np.__version__} · {blas}, threads: {threads} · processors: {os.cpu_count()}"
 
 
-def draw(file: str, densities: Sequence[float], curves: dict[tuple[int, str], list[float]]) -> None:
+def draw(file: Path, densities: Sequence[float], curves: dict[tuple[int, str], list[float]]) -> None:
     """Dense time / sparse time against density, both logarithmic; the crossover is where a curve meets 1."""
     import matplotlib
 
@@ -142,23 +145,40 @@ def draw(file: str, densities: Sequence[float], curves: dict[tuple[int, str], li
     axes.set_title("When does a sparse product pay? Above the line it is faster")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(file, dpi=150)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format=file.suffix[1:] or "png")
+    write_named(file, buffer.getvalue())
     print(f"picture: {file}")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def check_picture(file: Path) -> None:
+    """Raises UserError, before anything is measured, for a place that can't be written or a format that can't be drawn."""
+    check_writable(file)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("--plot draws with Matplotlib, which is not installed: pip install matplotlib") from None
+    formats = Figure().canvas.get_supported_filetypes()
+    if (file.suffix[1:] or "png").lower() not in formats:
+        raise UserError(f"--plot {file} has an ending that can't be drawn; choose one of {', '.join(sorted(formats))}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run one bench."""
-    parser = argparse.ArgumentParser(prog="python -m tinymoe.bench", description="Timings, as ratios in one run.")
+    parser = Parser(prog="python -m tinymoe.bench", description="Timings, as ratios in one run.")
     benches = parser.add_subparsers(dest="bench", required=True)
     sparse = benches.add_parser("sparse", help="sparse matrices against SciPy and against dense products")
     sparse.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096], help="rows = columns")
     sparse.add_argument("--densities", type=float, nargs="+", default=[0.001, 0.01, 0.1], help="share of places stored")
-    sparse.add_argument("--plot", metavar="FILE", help="draw dense time / sparse time against density")
+    sparse.add_argument("--plot", type=named_path, metavar="FILE", help="draw dense time / sparse time against density")
     given = parser.parse_args(arguments)
     if min(given.sizes) < 1 or not all(0 < density <= 1 for density in given.densities):
-        parser.error("sizes must be at least 1 and densities above 0 and at most 1")
+        raise UserError("sizes must be at least 1 and densities above 0 and at most 1")
+    if given.plot:
+        check_picture(given.plot)
     bench_sparse(given.sizes, sorted(given.densities), given.plot)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

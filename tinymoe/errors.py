@@ -15,11 +15,14 @@ it is an ordinary one, filled in by the program. Numbers are at least 1 unless `
 """
 
 import argparse
+import errno
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import Field, field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -34,36 +37,101 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def named_path(text: str) -> Path:
+    """The type of each argument that names a file or a folder. An empty name, as of a shell variable that is not set, would
+    be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name of a file or a folder is empty; give one")
+    return Path(text)
+
+
+class Output:
+    """Standard output or standard error. What can't be written to it, since it is full, closed or gone, is noted as
+    `failure`; then it leads nowhere, and, if `patient`, the work goes on. Otherwise the error is raised."""
+
+    def __init__(self, stream: Any, name: str, patient: bool) -> None:
+        self.stream, self.name, self.patient = stream, name, patient
+        self.failure: OSError | None = None
+        if stream is None:  # it was closed before we began
+            self.stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the rest of the process)
+            self.failure = OSError(errno.EBADF, "it is closed", name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self._noting():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._noting():
+            self.stream.flush()
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = self.name
+            self.failure = self.failure or error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # with what is still in the buffer
+            os.close(nowhere)
+            if not self.patient:
+                raise
+
+
 def say(text: str) -> None:
-    """Print; when nobody reads any longer (a closed pipe), be silent from then on, for the work goes on."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the rest of the process)
+    """Print at once."""
+    print(text, flush=True)
 
 
-def run(command: Callable[[], int]) -> NoReturn:
-    """Run a command and exit with its status; what a user can mend becomes one line on stderr and status 2."""
+def run(command: Callable[[], int], patient: bool = False) -> NoReturn:
+    """Run a command and exit with its status; what a user can mend becomes one line on stderr and status 2.
+
+    A `patient` command goes on with its work when its output can't be written; if it was not all read, the status says so.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: no file of ours may get this number, for others print there
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character must not end the work
+    printed = Output(sys.stdout, "standard output", patient)
+    sys.stdout, sys.stderr = printed, Output(sys.stderr, "standard error", True)
     try:
-        status = command()
-        sys.stdout.flush()
+        try:
+            status = command()
+        except SystemExit as done:
+            if done.code:
+                raise
+            status = 0  # --help
+        printed.flush()
+        if printed.failure and not isinstance(printed.failure, BrokenPipeError):
+            lost = "the work was done, but not all that it had to say could be written there"
+            status = max(status, _complain(f"standard output: {printed.failure.strerror}; {lost}"))
     except UserError as error:
         status = _complain(str(error))
     except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 0
     except OSError as error:
-        status = _complain(
-            f"{error.filename or 'writing'}: {error.strerror or error}; free the disk or choose another place"
-        )
+        status = _complain(f"{error.filename or 'the system'}: {error.strerror or error}; {_advice(error)}")
     except MemoryError:
         status = _complain("there is not enough memory; choose smaller sizes")
     except KeyboardInterrupt:
         status = _complain("stopped")
     sys.exit(status)
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free the disk or choose another place"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return "is its folder still there? make it again or choose another place"
+    return "choose another place"
 
 
 def _complain(text: str) -> int:

@@ -5,11 +5,10 @@ Prints the prompt and then each character as soon as the model has chosen it.
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 
-from .errors import Parser, UserError, run
+from .errors import Parser, UserError, named_path, run
 from .models.sampling import decoded, generate
 from .runs.folder import MODEL
 from .runs.state import load_model
@@ -21,7 +20,7 @@ def parser() -> Parser:
         description=(__doc__ or "").partition(": ")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a training run")
+    parser.add_argument("folder", type=named_path, metavar="DIR", help="the folder of a training run")
     parser.add_argument(
         "--prompt", default="\n", metavar="TEXT", help="what the text begins with (default: a new line)"
     )

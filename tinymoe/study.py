@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from .data import toy
-from .errors import Parser, UserError, run, say
+from .errors import Parser, UserError, named_path, run, say
 from .models.accounting import active_parameters, flops_per_token, parameters_by_part
 from .models.language import forward
 from .ops import metrics
 from .runs import plots
+from .runs.files import write_atomically
 from .runs.folder import MODEL, read_metrics
 from .runs.state import load_model
 
@@ -79,7 +80,7 @@ def train(folder: Path, flags: list[str]) -> None:
     found = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if found.returncode:
         raise UserError(f"training into {folder} failed: {found.stderr.strip().splitlines()[-1:] or ''}")
-    note.write_text(json.dumps(flags))
+    write_atomically(note, json.dumps(flags).encode())
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("study", choices=list(STUDIES), help="the question")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/study"), help="folder for the runs (default: runs/study)"
+        "--out", type=named_path, default=Path("runs/study"), help="folder for the runs (default: runs/study)"
     )
     parser.add_argument("--corpus", default="pydoc", help="what to train on (default: pydoc)")
     parser.add_argument("--steps", type=int, default=1000, help="of each run (default: 1000)")
@@ -213,4 +214,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, patient=True)

@@ -8,10 +8,9 @@ Source: 《稀疏专家模型》 §9.5.
 
 import argparse
 import json
-from pathlib import Path
 
-from ..errors import Parser, UserError, run, say
-from ..runs.checkpoint import write_atomically
+from ..errors import Parser, UserError, named_path, run, say
+from ..runs.files import check_writable, write_named
 from .captions import caption_report
 from .text import language_report
 from .trained import load_run, other_texts
@@ -23,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         description=(__doc__ or "").partition(": ")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a training run")
+    parser.add_argument("folder", type=named_path, metavar="DIR", help="the folder of a training run")
     parser.add_argument(
         "--corpus",
         action="append",
@@ -32,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         help="text of another domain: pydoc, toy, docstrings:PACKAGE, or a UTF-8 text file or folder; repeat the flag for "
         "several (default: toy and pydoc, as far as the model was not trained on them)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to a file")
+    parser.add_argument("--json", type=named_path, metavar="FILE", help="also write the numbers to a file")
     parser.add_argument(
         "--windows",
         type=int,
@@ -43,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.windows is not None and given.windows < 1:
         raise UserError(f"--windows is {given.windows}; it must be at least 1")
-    if given.json and not given.json.parent.is_dir():
-        raise UserError(f"there is no folder {given.json.parent} to write --json {given.json} to; make it first")
+    if given.json:
+        check_writable(given.json)
     work = load_run(given.folder)
     if work.settings.data.task == "caption":
         if given.corpus:
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         report = language_report(work, other_texts(given.corpus, work), given.windows)
     say(report.table())
     if given.json:
-        write_atomically(given.json, (json.dumps(report.plain(), ensure_ascii=False, indent=2) + "\n").encode())
+        write_named(given.json, (json.dumps(report.plain(), ensure_ascii=False, indent=2) + "\n").encode())
     return 0
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import Parser, UserError, run, say
-from ..runs.checkpoint import write_atomically
+from ..errors import Parser, UserError, named_path, run, say
+from ..runs.files import check_plain, remove_leftovers, write_atomically
+from ..runs.folder import locked
 from .agreements import in_words
 from .cases import CASES, Named, draw
 from .solve import margin, solve
@@ -103,19 +104,24 @@ def write_pack(folder: Path, files: Mapping[str, bytes], overwrite: bool) -> Non
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = [file.name for file in folder.iterdir()]
-        if found and not overwrite:
-            raise UserError(f"{folder} is not empty; replace its pack with --overwrite, or choose another --out")
-        if found and (MANIFEST not in found or b"tinymoe.golden" not in (folder / MANIFEST).read_bytes()):
-            raise UserError(f"{folder} holds files that are no pack, so it is not overwritten; choose another --out")
-        if COMPARE in found and (folder / COMPARE).read_bytes() != files[COMPARE]:
-            raise UserError(
-                f"{folder / COMPARE} is not as it was written, perhaps there is a kernel in it; move it away"
-            )
-        for name, data in files.items():
-            write_atomically(folder / name, data)
+        with locked(folder):
+            _write_pack(folder, files, overwrite)
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}; choose another --out") from None
+
+
+def _write_pack(folder: Path, files: Mapping[str, bytes], overwrite: bool) -> None:
+    remove_leftovers(folder, files)
+    check_plain(folder / name for name in files)
+    found = [file.name for file in folder.iterdir()]
+    if found and not overwrite:
+        raise UserError(f"{folder} is not empty; replace its pack with --overwrite, or choose another --out")
+    if found and (MANIFEST not in found or b"tinymoe.golden" not in (folder / MANIFEST).read_bytes()):
+        raise UserError(f"{folder} holds files that are no pack, so it is not overwritten; choose another --out")
+    if COMPARE in found and (folder / COMPARE).read_bytes() != files[COMPARE]:
+        raise UserError(f"{folder / COMPARE} is not as it was written, perhaps there is a kernel in it; move it away")
+    for name, data in files.items():
+        write_atomically(folder / name, data)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,7 +130,9 @@ def main(argv: list[str] | None = None) -> int:
         description=(__doc__ or "").partition(": ")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write, new or empty")
+    parser.add_argument(
+        "--out", type=named_path, required=True, metavar="DIR", help="the folder to write, new or empty"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the inputs (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace the pack that is in DIR")
     args = parser.parse_args(argv)

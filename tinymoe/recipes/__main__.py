@@ -6,10 +6,9 @@ The model it ends with goes to --out, for `python -m tinymoe.generate`.
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import Parser, UserError, run
+from ..errors import Parser, UserError, named_path, run
 from ..optim.hyperparameters import NotFinite
 from ..optim.one_core import one_core
 from ..runs.settings import OPTIONS, flag
@@ -97,9 +96,9 @@ def parser() -> Parser:
         command = recipes.add_parser(name, help=recipe.help, description=recipe.help)
         if recipe.model:
             role = f"{recipe.model}, a folder (default: train a small one)"
-            command.add_argument("folder", nargs="?", type=Path, metavar="DIR", help=role)
+            command.add_argument("folder", nargs="?", type=named_path, metavar="DIR", help=role)
         command.add_argument(
-            "--out", type=Path, metavar="DIR", help="folder for the result (default: a new one in runs/)"
+            "--out", type=named_path, metavar="DIR", help="folder for the result (default: a new one in runs/)"
         )
         command.add_argument("--overwrite", action="store_true", help="replace the run that is in --out")
         command.add_argument("--corpus", action="append", metavar="TEXT", help="as in tinymoe.train (default: pydoc)")
@@ -128,10 +127,12 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--student is {given.student!r}; choose sparse or dense")
     with one_core():
         try:
-            return RECIPES[given.recipe].run(Job(given))
+            job = Job(given)
+            with job.held:
+                return RECIPES[given.recipe].run(job)
         except NotFinite as error:
             raise UserError(f"{error}; train with a lower --lr") from None
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, patient=True)

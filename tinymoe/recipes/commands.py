@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Job:
     def __init__(self, given: argparse.Namespace) -> None:
         flags = {name: value for name, value in vars(given).items() if name in (*SHAPE, *TRAINING)}
         allowed = ("experts", "top_k") if given.recipe == "upcycle" else SHAPE if given.recipe == "distill" else ()
-        self.given, self.model = given, None
+        self.given, self.model, self.held = given, None, ExitStack()
         if getattr(given, "folder", None):
             surplus = [flag(name) for name in SHAPE if name in flags and name not in allowed]
             if surplus:
@@ -50,7 +51,7 @@ class Job:
 
     def begin(self) -> None:
         """Make the folder, when the rest of what the user gave has been checked."""
-        self.folder = new_folder(self.given.out, self.given.overwrite, self.settings)
+        self.folder = new_folder(self.given.out, self.given.overwrite, self.settings, self.held)
 
     @property
     def dense(self) -> Settings:

@@ -1,12 +1,10 @@
-"""Arrays and metadata in one safetensors file, written so that a reader never meets half of it.
+"""Arrays and metadata in one safetensors file, of which a reader never meets half.
 
-A file is written aside, synced to the disk and renamed over the old one: whoever opens the name, after a crash or a
-SIGKILL at any instant, finds the old file or the new one, whole. A checksum over names and numbers finds damage.
+A checksum over names and numbers finds damage.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,26 +15,7 @@ from safetensors.numpy import save
 
 from ..errors import UserError
 from ..types import Array
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file at `path`, or leave it as it was."""
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)  # a full disk must not be kept full by half a file
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk too
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+from .files import write_atomically
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> None:

@@ -10,28 +10,62 @@ captions.png             of a captioning run: pictures and what the model says o
 """
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import tomli_w
 
 from ..errors import UserError
-from .checkpoint import write_atomically
+from .files import check_plain, naming, remove_leftovers, write_atomically
 from .settings import Settings, to_plain
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 CONFIG, METRICS, CHECKPOINT, MODEL = "config.toml", "metrics.jsonl", "checkpoint.safetensors", "model.safetensors"
 FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, "loss.png", "experts.png", "captions.png", "sample.txt")
 
 
-def new_folder(out: Path | None, overwrite: bool, settings: Settings) -> Path:
-    """Make the folder of a new run, with its config.toml: `out`, or the next number under runs/.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """While inside, the folder is this process's own; raises UserError if it is another's.
+
+    The lock ends with its process, however that ends. A folder that isn't there, or on a file system or an operating
+    system without such locks, is not locked.
+    """
+    number = None
+    try:
+        if fcntl is not None:
+            try:
+                number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is at work in {folder}; wait for its end, or stop it first") from None
+            except OSError:
+                pass
+        yield
+    finally:
+        if number is not None:
+            os.close(number)
+
+
+def new_folder(out: Path | None, overwrite: bool, settings: Settings, held: ExitStack) -> Path:
+    """Make the folder of a new run, with its config.toml: `out`, or the next number under runs/; locked until `held` ends.
 
     Raises UserError where that can't be, or where `out` holds anything else than a run to be overwritten.
     """
     try:
         folder = out or _next_number(Path("runs"))
         folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(folder))
+        remove_leftovers(folder, FILES)
         if any(folder.iterdir()):
             _make_room(folder, overwrite)
         write_config(folder, settings)
@@ -49,12 +83,11 @@ def _make_room(folder: Path, overwrite: bool) -> None:
         raise UserError(
             f"{folder} holds files but no {CONFIG}, so it is not a run and is not overwritten; choose another --out"
         )
+    check_plain(folder / name for name in FILES)
     old = [folder / name for name in FILES if (folder / name).exists()]
     for file in old:
-        if not file.is_file():
-            raise UserError(f"{file} is not a file, so {folder} is not overwritten; choose another --out")
-    for file in sorted(old, key=lambda file: file.name == CONFIG):  # the config last: until then it is a run
-        file.unlink()
+        if file.name != CONFIG:  # this one is replaced: with it the folder is a run at each moment
+            file.unlink()
 
 
 def _next_number(parent: Path) -> Path:
@@ -79,8 +112,9 @@ class Metrics:
     def __init__(self, folder: Path, last_step: int = 0) -> None:
         """Go on after `last_step`: later records, and a half-written last line, are dropped."""
         kept = [json.dumps(r) + "\n" for r in read_metrics(folder) if r["step"] <= last_step]
-        write_atomically(folder / METRICS, "".join(kept).encode())
-        self.file = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self.path = folder / METRICS
+        write_atomically(self.path, "".join(kept).encode())
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> "Metrics":
         return self
@@ -89,8 +123,9 @@ class Metrics:
         self.file.close()
 
     def add(self, **record: Any) -> None:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
 
 
 def is_record(record: dict[str, Any]) -> bool:

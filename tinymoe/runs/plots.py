@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import write_atomically
+from .files import write_atomically
 from .folder import read_metrics
 
 

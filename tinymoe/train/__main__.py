@@ -27,7 +27,7 @@ from ..ops import metrics
 from ..optim import sparsify
 from ..optim.hyperparameters import NotFinite
 from ..runs import plots
-from ..runs.checkpoint import write_atomically
+from ..runs.files import write_atomically
 from ..runs.folder import CHECKPOINT, MODEL, Metrics, write_config
 from ..runs.state import new_trainer, save_model, save_state
 from ..tree import named, with_role
@@ -118,6 +118,12 @@ def describe(work: Prepared) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     work = prepare(argv)
+    with work.held:
+        return train(work)
+
+
+def train(work: Prepared) -> int:
+    """The run, from its config.toml to its sample; returns the status of the command."""
     folder, settings, state = work.folder, work.settings, work.state
     write_config(folder, settings)
     if state.step:  # killed between the two files, a run may have left a model that is older than its checkpoint
@@ -200,4 +206,4 @@ def write_sample(work: Prepared) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, patient=True)

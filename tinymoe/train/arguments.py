@@ -1,18 +1,20 @@
 """From a command line to a run that is ready to start."""
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from ..data import corpora
 from ..data.sources import CaptionSource, TextSource, new_source
-from ..errors import Parser, UserError
+from ..errors import Parser, UserError, named_path
 from ..models.balancing import LOSSES
 from ..models.config import ROUTERS
 from ..optim import sparsify
 from ..optim.hyperparameters import State
-from ..runs.folder import new_folder
+from ..runs.files import remove_leftovers
+from ..runs.folder import FILES, locked, new_folder
 from ..runs.settings import OPTIONS, PRESET_HELP, PRESETS, Settings, flag, resolve
 from ..runs.state import new_state
 from .resume import RESUMABLE, resumed
@@ -53,11 +55,11 @@ def parser() -> Parser:
     )
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the results (default: a new number under runs/)"
+        "--out", type=named_path, metavar="DIR", help="folder for the results (default: a new number under runs/)"
     )
     files.add_argument(
         "--resume",
-        type=Path,
+        type=named_path,
         metavar="DIR",
         help="go on with the run in DIR from its last checkpoint; of "
         f"the other flags only {', '.join(flag(n) for n in sorted(RESUMABLE))} can be given with it",
@@ -65,7 +67,7 @@ def parser() -> Parser:
     files.add_argument("--overwrite", action="store_true", help="replace the run that is in --out")
     files.add_argument(
         "--config",
-        type=Path,
+        type=named_path,
         metavar="FILE.toml",
         help="read settings from a file such as a run's config.toml; flags override it",
     )
@@ -101,22 +103,30 @@ class Prepared:
     settings: Settings
     state: State
     source: TextSource | CaptionSource
+    held: ExitStack  # the lock of the folder
 
 
 def prepare(argv: list[str] | None = None) -> Prepared:
     """Read flags, corpora and the folder; raises UserError before anything is written."""
+    with ExitStack() as held:
+        work = _prepare(argv, held)
+        work.held = held.pop_all()
+        return work
+
+
+def _prepare(argv: list[str] | None, held: ExitStack) -> Prepared:
     flags = vars(parser().parse_args(argv))
     out, resume, overwrite, config = (flags.pop(name) for name in ("out", "resume", "overwrite", "config"))
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
-    if any(path is not None and not str(path).strip(" .") and str(path) != "." for path in (out, resume)):
-        raise UserError("the name of a folder is empty; name one")
     if resume:
         if out or overwrite or config or flags.keys() - set(RESUMABLE):
             raise UserError(
                 f"with --resume only {', '.join(map(flag, RESUMABLE))} can be given; the other settings are "
                 "those of the run"
             )
+        held.enter_context(locked(resume))
         settings, state, sha256 = resumed(resume, flags)
+        remove_leftovers(resume, FILES)
     else:
         settings, state, sha256 = resolve(flags, config), None, None
         here = tuple(c if corpora.is_name(c) else str(Path(c).resolve()) for c in settings.data.corpus)
@@ -132,5 +142,8 @@ def prepare(argv: list[str] | None = None) -> Prepared:
             f"the corpus {source.name} is not the text that {resume} was trained on (sha256 "
             f"{source.sha256[:12]} instead of {str(sha256)[:12]}); restore it, or train anew"
         )
-    state = state or new_state(settings)
-    return Prepared(resume or new_folder(out, overwrite, settings), settings, state, source)
+    try:
+        state = state or new_state(settings)
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise UserError(f"a model of these sizes can't be made ({error}); choose smaller ones") from None
+    return Prepared(resume or new_folder(out, overwrite, settings, held), settings, state, source, held)

@@ -5,11 +5,13 @@ from typing import Any
 
 from ..errors import UserError
 from ..optim.hyperparameters import State
-from ..runs.folder import CHECKPOINT, CONFIG, MODEL
+from ..runs.files import check_plain
+from ..runs.folder import CHECKPOINT, CONFIG, FILES, MODEL
 from ..runs.settings import OPTIONS, Settings, read_toml
 from ..runs.state import load_state
 
-RESUMABLE = ("steps", "eval_every", "checkpoint_every", "sample_tokens")  # what a resumed run may set anew
+# what a resumed run may set anew, by a flag or in config.toml
+RESUMABLE = ("steps", "eval_every", "checkpoint_every", "sample_tokens")
 
 
 def resumed(folder: Path, flags: dict[str, Any]) -> tuple[Settings, State | None, str | None]:
@@ -19,6 +21,7 @@ def resumed(folder: Path, flags: dict[str, Any]) -> tuple[Settings, State | None
     """
     if not (folder / CONFIG).exists():
         raise UserError(f"{folder} is not the folder of a run (it has no {CONFIG})")
+    check_plain(folder / name for name in FILES)
     written = read_toml(folder / CONFIG)
     if written.keys() != OPTIONS.keys():
         raise UserError(f"{folder / CONFIG} is incomplete or of another version; restore it, or train anew")
@@ -36,7 +39,7 @@ def resumed(folder: Path, flags: dict[str, Any]) -> tuple[Settings, State | None
             f"{folder / CONFIG} and the checkpoint beside it differ in {', '.join(changed)}: one of them is from another "
             "run; restore it, or train anew"
         )
-    settings = settings.but(**flags)
+    settings = settings.but(**{**{name: written[name] for name in RESUMABLE}, **flags})
     if settings.run.steps < state.step:
         raise UserError(f"{folder} has already done {state.step} steps; give --steps above that to go on")
     return settings, state, sha256
