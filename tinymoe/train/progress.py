@@ -15,15 +15,23 @@ from ..optim.trainer import StepReport
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """While inside, Ctrl-C and SIGTERM are noted in the list, to be acted on between steps; a second one interrupts."""
+    """While inside, Ctrl-C, SIGTERM and SIGHUP are noted in the list, to be acted on between steps.
+
+    A second one interrupts, but for SIGHUP, which a closing terminal may send twice. Where it is ignored, as under nohup,
+    it stays so.
+    """
     noted: list[int] = []
+    hangup = getattr(signal, "SIGHUP", None)  # there is none on Windows
 
     def note(number: int, _: Any) -> None:
-        if noted:
+        if noted and number != hangup:
             raise KeyboardInterrupt
         noted.append(number)
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        wanted.append(hangup)
+    before = {s: signal.signal(s, note) for s in wanted}
     try:
         yield noted
     finally:
