@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tinymoe import bench, generate, study
+from tinymoe import bench, errors, generate, study
 from tinymoe.errors import UserError
 from tinymoe.evaluate import __main__ as evaluate
 from tinymoe.golden import __main__ as golden
@@ -72,8 +72,11 @@ def test_standard_output_that_is_a_file_gets_the_numbers_after_what_was_printed(
 
 def test_a_folder_and_a_place_in_no_folder_are_refused_before_any_work(tmp_path):
     (tmp_path / "astray").symlink_to(tmp_path / "nowhere" / "x.json")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path, message in (
         (tmp_path, "is a folder"),
+        (tmp_path / "loop", "can't write to .*loop"),
+        (tmp_path / ("x" * 256), "can't write to .*name"),
         (tmp_path / "astray", "no folder"),
         (tmp_path / "a/b", "no folder"),
     ):
@@ -85,6 +88,32 @@ def test_a_folder_and_a_place_in_no_folder_are_refused_before_any_work(tmp_path)
             evaluate.main([str(tmp_path / "no run"), "--json", str(path)])
         with pytest.raises(UserError, match=message):
             bench.main(["sparse", "--plot", str(path)])
+
+
+def test_the_longest_of_names_can_be_written(tmp_path):
+    for name in ("x" * 255, "春" * 85):
+        write_named(tmp_path / name, b"numbers")
+        assert (tmp_path / name).read_bytes() == b"numbers"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(28, "No space left on device", "a/metrics.jsonl"),
+            "a/metrics.jsonl: No space left on device; free the disk",
+        ),
+        (OSError(2, "No such file or directory", "a/x"), "a/x: No such file or directory; is its folder still there"),
+        (OSError(13, "Permission denied", "a/x"), "a/x: Permission denied; choose another place"),
+    ],
+)
+def test_a_failure_names_the_file_and_what_helps(error, said, capsys):
+    def command():
+        raise error
+
+    with pytest.raises(SystemExit, match="2"):
+        errors.run(command)
+    assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
 def test_what_is_planted_beside_a_file_is_not_followed(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the file at `path`, or leave it as it was."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    aside = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
     # made anew, never through a link: whatever stands at that name already stays as it is
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with naming(path):
@@ -53,11 +53,19 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def check_writable(path: Path) -> None:
     """Raises UserError, before any work is done, where `write_named` is sure to fail."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder; name a file to write")
     target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise UserError(f"there is no folder {target.parent} to write {path} to; make it first")
+    try:
+        replaced = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        replaced = True
+    except OSError as error:  # a link to itself, a name that is too long
+        raise UserError(f"can't write to {path}: {error.strerror}; choose another name") from None
+    if replaced and not os.access(target.parent, os.W_OK):
+        raise UserError(f"can't write to the folder {target.parent}; choose another place for {path.name}")
 
 
 def write_named(path: Path, data: bytes) -> None:

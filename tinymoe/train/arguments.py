@@ -23,7 +23,8 @@ DESCRIPTION = """Train a language model with sparse experts on text, in NumPy.
 
 Without flags: two minutes on the documentation that comes with Python. Results go to a folder: config.toml,
 metrics.jsonl (a record per step), model.safetensors, loss.png, experts.png (load of each expert over time) and
-sample.txt. Ctrl-C saves what there is; --resume goes on, with the same numbers as if nothing had happened."""
+sample.txt. Ctrl-C, SIGTERM or closing the terminal saves what there is; --resume goes on, with the same numbers as if
+nothing had happened."""
 
 
 EXAMPLES = """examples:
