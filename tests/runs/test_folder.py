@@ -68,6 +68,22 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(text, tmp_path):
     assert run(text, out, "--overwrite", "--steps", 2) == 0
 
 
+def test_a_disk_that_fills_up_is_said_of_the_file_and_leaves_the_last_checkpoint(text, tmp_path):
+    """A limit on the size of files stands for it; metrics.jsonl is the first to reach it."""
+    resource = pytest.importorskip("resource")
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (160_000, 160_000))  # a checkpoint has fewer bytes
+
+    process = started(text, tmp_path / "a", "--steps", 5000, stderr=subprocess.PIPE, preexec_fn=limited)
+    _, complaint = process.communicate()
+    assert process.returncode == 2
+    assert complaint.decode().endswith(f"error: {tmp_path / 'a/metrics.jsonl'}: File too large; choose another place\n")
+    state, _, _ = load_state(tmp_path / "a")
+    assert state.step > 0
+    assert train.main(["--resume", str(tmp_path / "a"), "--steps", str(state.step + 1)]) == 0
+
+
 def test_a_lock_ends_with_its_block_and_a_missing_folder_has_none(tmp_path):
     for _ in range(2):
         with locked(tmp_path), pytest.raises(UserError, match="another process"), locked(tmp_path):

@@ -120,7 +120,8 @@ class Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        with naming(self.path):  # with what could not be written before
+            self.file.close()
 
     def add(self, **record: Any) -> None:
         with naming(self.path):
