@@ -1,5 +1,6 @@
 """Training while its output is full, closed or gone, and while it is asked to stop."""
 
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,17 @@ def test_other_commands_say_that_standard_output_is_full(text, tmp_path):
         done = shell(f"PYTHON -m tinymoe.{line} >/dev/full")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert done.stderr.startswith("error: standard output: No space left on device")
+
+
+def test_numbers_are_kept_where_the_table_could_not_be_printed(text, tmp_path):
+    run(text, tmp_path / "a", "--steps", 2)
+    found = tmp_path / "numbers.json"
+    done = shell(
+        f"PYTHON -m tinymoe.evaluate '{tmp_path / 'a'}' --corpus '{text}' --windows 2 --json '{found}' >/dev/full"
+    )
+    assert done.returncode == 2
+    assert "the work was done" in done.stderr
+    assert json.loads(found.read_text())
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
