@@ -55,17 +55,17 @@ def check_writable(path: Path) -> None:
     """Raises UserError, before any work is done, where `write_named` is sure to fail."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder; name a file to write")
-    target = Path(os.path.realpath(path))
-    if not os.path.isdir(target.parent):
-        raise UserError(f"there is no folder {target.parent} to write {path} to; make it first")
+    folder = Path(os.path.realpath(path) if os.path.islink(path) else path).parent
+    if not os.path.isdir(folder):
+        raise UserError(f"there is no folder {folder} to write {path} to; make it first")
     try:
         replaced = stat.S_ISREG(os.stat(path).st_mode)
     except FileNotFoundError:
         replaced = True
     except OSError as error:  # a link to itself, a name that is too long
         raise UserError(f"can't write to {path}: {error.strerror}; choose another name") from None
-    if replaced and not os.access(target.parent, os.W_OK):
-        raise UserError(f"can't write to the folder {target.parent}; choose another place for {path.name}")
+    if replaced and not os.access(folder, os.W_OK):
+        raise UserError(f"can't write to the folder {folder}; choose another place for {path.name}")
 
 
 def write_named(path: Path, data: bytes) -> None:
