@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import SMALL, run, started, wait_for_steps
 from tinymoe.errors import UserError
+from tinymoe.recipes import __main__ as recipes
 from tinymoe.runs.folder import locked
 from tinymoe.runs.state import load_state
 from tinymoe.train import __main__ as train
@@ -116,4 +117,6 @@ def test_a_config_edited_to_fewer_steps_than_are_done_is_refused(text, tmp_path)
 def test_sizes_beyond_all_memory_are_one_sentence(text, tmp_path, sizes):
     with pytest.raises(UserError, match="choose smaller ones"):
         train.main(["--corpus", str(text), "--out", str(tmp_path / "a"), *SMALL, *sizes])
+    with pytest.raises(UserError, match="choose smaller ones"):
+        recipes.main(["distill", "--corpus", str(text), "--out", str(tmp_path / "a"), *sizes])
     assert not (tmp_path / "a").exists()

@@ -11,12 +11,12 @@ from ..data.windows import TrainingWindows, evaluation_batches
 from ..errors import options_of
 from ..models.config import LanguageConfig
 from ..models.evaluation import measure
-from ..models.initialise import initialize
 from ..models.language import forward, next_token
 from ..models.parameters import Language
 from ..optim.hyperparameters import State, fresh
 from ..optim.trainer import Trainer
 from ..runs.settings import Settings
+from ..runs.state import new_parameters
 from ..tree import tree_map
 from ..types import Array
 
@@ -29,7 +29,7 @@ class Model(NamedTuple):
 
 
 def new_model(config: LanguageConfig, seed: int) -> Model:
-    return Model(initialize(config, np.random.default_rng(seed)), config)
+    return Model(new_parameters(config, np.random.default_rng(seed)), config)
 
 
 def with_shape(settings: Settings, config: LanguageConfig) -> Settings:

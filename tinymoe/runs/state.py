@@ -21,10 +21,18 @@ from .folder import CHECKPOINT, MODEL
 from .settings import Settings, from_plain, to_plain
 
 
+def new_parameters(config: LanguageConfig, rng: np.random.Generator) -> Language:
+    """Random ones. Raises UserError for sizes that no memory holds."""
+    try:
+        return initialize(config, rng)
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise UserError(f"a model of these sizes can't be made ({error}); choose smaller ones") from None
+
+
 def new_state(settings: Settings) -> State:
     """Random parameters, and an optimiser that has seen nothing."""
     rng = np.random.default_rng(settings.run.seed)
-    state = fresh(initialize(settings.model, rng), settings.training)
+    state = fresh(new_parameters(settings.model, rng), settings.training)
     leaves = named(state.params)
     weights = {name: leaves[name] for name in with_role(state.params, "sparsifiable")}
     for name, mask in sparsify.first_masks(weights, settings.sparsity, rng).items():

@@ -143,8 +143,5 @@ def _prepare(argv: list[str] | None, held: ExitStack) -> Prepared:
             f"the corpus {source.name} is not the text that {resume} was trained on (sha256 "
             f"{source.sha256[:12]} instead of {str(sha256)[:12]}); restore it, or train anew"
         )
-    try:
-        state = state or new_state(settings)
-    except (ValueError, OverflowError, MemoryError) as error:
-        raise UserError(f"a model of these sizes can't be made ({error}); choose smaller ones") from None
+    state = state or new_state(settings)
     return Prepared(resume or new_folder(out, overwrite, settings, held), settings, state, source, held)
