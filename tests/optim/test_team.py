@@ -159,8 +159,8 @@ def answer(_, argument):
     elif what == "work":
         worked(1.3)
     elif what == "doze":  # asleep whenever one looks, or nearly so
-        for _ in range(8):
-            time.sleep(0.15)
+        for _ in range(10):
+            time.sleep(0.2)
             worked(0.01)
     else:
         time.sleep(what)
