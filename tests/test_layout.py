@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import tinymoe
+from tinymoe import __main__ as front_door
+from tinymoe.errors import UserError
 
 PACKAGE = Path(tinymoe.__file__).parent
 PROJECT = PACKAGE.parent
@@ -62,8 +65,8 @@ def graph(texts: Sources) -> dict[Path, set[Path]]:
 
 
 def room(file: Path) -> str | None:
-    """Of a file of the package; None for its front door and for the lessons."""
-    inside = file.parts[0] == "tinymoe" and file != Path("tinymoe/__init__.py")
+    """Of a file of the package; None for its front door (what it is and which commands it has) and for the lessons."""
+    inside = file.parts[0] == "tinymoe" and file.parts[1] not in ("__init__.py", "__main__.py")
     return file.with_suffix("").parts[1] if inside else None
 
 
@@ -90,7 +93,7 @@ def test_imports_point_one_way():
 
 def test_every_room_is_listed_and_they_are_few():
     here = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert here - {"__init__"} == set(ROOMS)
+    assert here - {"__init__", "__main__"} == set(ROOMS)
     assert len(ROOMS) <= 21  # and the front door, `__init__`
 
 
@@ -120,3 +123,22 @@ def test_importing_the_package_and_its_operations_loads_numpy_and_nothing_heavy(
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "numpy" in loaded
     assert not {"matplotlib", "scipy", "tqdm", "safetensors"} & set(loaded)
+
+
+def test_the_front_door_lists_every_command_with_what_it_does():
+    """With -OO too, which takes docstrings away: they are read from the source."""
+    shown = subprocess.run(
+        [sys.executable, "-OO", "-m", "tinymoe"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout
+    found = dict(re.findall(r"^  (\w+) +(\S.+)$", shown, re.M))
+    assert set(found) == set(COMMANDS)
+    for name in COMMANDS:
+        file = PACKAGE / name / "__main__.py" if (PACKAGE / name).is_dir() else PACKAGE / f"{name}.py"
+        text = file.read_text(encoding="utf-8")
+        assert re.match(rf'"""python -m tinymoe\.{name}\b.*: {re.escape(found[name])}\n', text), name
+        assert '\nif __name__ == "__main__":\n' in text, name
+
+
+def test_a_command_given_to_the_front_door_is_answered_with_how_to_run_it():
+    with pytest.raises(UserError, match=r"'train' is not taken here; .* python -m tinymoe\.train"):
+        front_door.main(["train", "--steps", "3"])

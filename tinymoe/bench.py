@@ -1,4 +1,4 @@
-"""Timings: `python -m tinymoe.bench sparse [--sizes …] [--densities …] [--plot FILE]`.
+"""python -m tinymoe.bench sparse [--sizes …] [--densities …] [--plot FILE]: timings, as ratios within one run.
 
 What is compared runs in turn within one process, and the median of each is taken, so that a ratio holds on a
 busy machine where a time would not. Every ratio is the other's time over ours: above 1, ours is faster.

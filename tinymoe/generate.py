@@ -30,7 +30,8 @@ def parser() -> Parser:
         type=float,
         default=0.8,
         metavar="X",
-        help="below 1 bolder, above 1 more random, 0 always the most likely (default: 0.8)",
+        help="divides the scores of the bytes before one is drawn: below 1 the likeliest come more often (at 0 always, "
+        "whatever the seed), at 1 as often as the model expects them, above 1 unlikely ones come more often (default: 0.8)",
     )
     parser.add_argument(
         "--top-p",

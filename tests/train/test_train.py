@@ -215,6 +215,7 @@ def bad(tmp_path):
         "blank.txt": b" \n",
         "latin1.txt": "naïve ".encode("latin-1") * 300,
         "binary.bin": b"abc\0" * 300,
+        "pictures/a.png": b"\x89PNG\r\n",
         "short.txt": b"too short",
         "unknown.toml": b"stepz = 3",
         "broken.toml": b"steps = ",
@@ -224,6 +225,8 @@ def bad(tmp_path):
     for name, data in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +238,10 @@ def bad(tmp_path):
         (["--corpus", "{}/latin1.txt"], "not UTF-8"),
         (["--corpus", "{}/binary.bin"], "is binary"),
         (["--corpus", "{}/short.txt"], "too few|needs at least"),
-        (["--corpus", "{}"], "not UTF-8|binary"),
+        (["--corpus", "{}/pictures"], "no file in the folder .* is UTF-8 text"),
+        (["--corpus", "{}/pipe"], "is not a regular file"),
+        (["--corpus", "/dev/random"], "is not a regular file"),
+        (["--corpus", "{}/loop"], "can't read the corpus .*/loop: Too many levels of symbolic links"),
         (["--corpus", "docstrings:no_such_package"], "no package"),
         (["--corpus", "docstrings:"], "no package"),
         (["--top-k", "9", "--experts", "8"], "only 8 experts"),

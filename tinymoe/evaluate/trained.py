@@ -68,7 +68,7 @@ def other_texts(names: Sequence[str], work: Trained) -> list[Text]:
     data, context, seed = work.settings.data, work.settings.model.context, work.settings.run.seed
     texts = []
     chosen = names or [name for name in ("toy", "pydoc") if name not in work.corpus.name.split("+")]
-    for name in dict.fromkeys(n if corpora.is_name(n) else str(Path(n).resolve()) for n in chosen):
+    for name in dict.fromkeys(map(corpora.absolute, chosen)):
         if name in data.corpus:
             split = corpora.load_split((name,), context, seed)
             texts.append(Text(f"{name}, held out", split.val, split.entropy))

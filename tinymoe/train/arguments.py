@@ -130,7 +130,7 @@ def _prepare(argv: list[str] | None, held: ExitStack) -> Prepared:
         remove_leftovers(resume, FILES)
     else:
         settings, state, sha256 = resolve(flags, config), None, None
-        here = tuple(c if corpora.is_name(c) else str(Path(c).resolve()) for c in settings.data.corpus)
+        here = tuple(map(corpora.absolute, settings.data.corpus))
         settings = settings.but(corpus=here)  # so that the run can be resumed from anywhere
     source, model = new_source(settings.data, settings.model.context, settings.run.seed), settings.model
     if model.position in ("learned", "sinusoidal") and source.context > model.context:
