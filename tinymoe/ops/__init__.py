@@ -17,8 +17,9 @@ comes in, there is no complex form here: in `gelu_exact`, and in `smooth_load`, 
 Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads · P width per
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
-Reading order: pointwise, linear, norm, masks, softmax, positions, shift, attention, fusion, recurrent, scores, top_k_gate,
-gates, shared_gates, routing, capacity, balance, sparse, experts, moe, soft, likelihood, distillation; and metrics.
+Reading order: pointwise, ids, linear, norm, masks, softmax, positions, shift, attention, fusion, recurrent, scores,
+top_k_gate, gates, shared_gates, routing, capacity, balance, sparse, experts, moe, soft, likelihood, distillation; and
+metrics.
 """
 
 from collections.abc import Iterator

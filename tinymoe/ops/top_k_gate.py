@@ -3,10 +3,13 @@
 import numpy as np
 
 from ..types import Array, Backward
+from .ids import check_ids
 
 
 def choose(scores, k):
     """The indices (N, K) of the k largest of each row of scores (N, E), best first; ties go to the lowest index.
+
+    −∞ comes last, NaN after it: they are chosen where fewer than k others are left.
 
     Raises ValueError unless 1 ≤ k ≤ E.
     """
@@ -24,7 +27,10 @@ def pick(scores: Array, indices: Array) -> tuple[Array, Backward]:
     scores   (N, E)
     indices  (N, K)  int, no expert twice in a row
     chosen   (N, K)
+
+    Raises IndexError for an index outside the row.
     """
+    check_ids("indices", indices, scores.shape[1], "experts are")
     chosen = np.take_along_axis(scores, indices, 1)
 
     def backward(dchosen):
@@ -49,6 +55,8 @@ def top_k_gate(logits: Array, k, renormalize=True, *, eps=0.0, scale=1.0) -> tup
 
     The choice itself has no gradient: it is constant almost everywhere and jumps at ties. With k = 1 and eps = 0
     renormalised weights are all `scale`, and the router learns nothing from them.
+
+    A logit of −∞ is chosen where no other is left, with weight 0 and gradient 0. A row of nothing but −∞ has weights NaN.
 
     logits   (N, E)
     weights  (N, K)

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..ops.capacity import capacity
+from ..ops.ids import check_ids
 from ..ops.masks import as_mask
 from ..ops.softmax import softmax
 
@@ -108,11 +109,12 @@ def balance_loss(logits, indices, convention=BALANCE["tinymoe"], *, mask=None):
     mask        (N,)       bool, False for padding, the same in all layers; None if there is none
     loss        ()
 
-    Raises ValueError for a mask of another shape.
+    Raises ValueError for a mask of another shape, IndexError for an index of a real token that is no expert's.
     Source: the note of each convention.
     """
     n_layers, n, n_experts = logits.shape
     real = np.tile(as_mask((n,), mask), (n_layers, 1))
+    check_ids("indices", indices[real], n_experts, "experts are")
     rows = (1, n_layers * n) if convention.layers == "pooled" else (n_layers, n)
     valid = real.reshape(*rows, 1)
     z = np.where(valid, logits.reshape(*rows, n_experts), 0)
