@@ -52,7 +52,7 @@ def rnn(x: Array, w_in: Array, w_rec: Array, bias: Array, h0: Array) -> tuple[tu
 
     def backward(dstates, dlast):
         da = np.empty(a.shape, dlast.dtype)
-        dh = dlast
+        dh = dlast.copy()  # where there are no positions, it is dh0
         for t in reversed(range(len(a))):
             dh = dh + dstates[:, t]
             da[t] = dh * (1 - h[t + 1] * h[t + 1])
@@ -111,7 +111,7 @@ def gru(
 
     def backward(dstates, dlast):
         da, du = np.empty((2, *a.shape), dlast.dtype)  # of x W + b and of h U + [0, 0, c]
-        dh = dlast
+        dh = dlast.copy()  # where there are no positions, it is dh0
         for t in reversed(range(len(a))):
             dh = dh + dstates[:, t]
             da_n = dh * (1 - z[t]) * (1 - n[t] * n[t])
@@ -177,7 +177,7 @@ def lstm(
 
     def backward(dstates, dlast, dcell):
         da = np.empty(a.shape, dlast.dtype)
-        dh, dc = dlast, dcell
+        dh, dc = dlast.copy(), dcell.copy()  # where there are no positions, they are dh0 and dc0
         for t in reversed(range(len(a))):
             dh = dh + dstates[:, t]
             dc = dc + dh * o[t] * (1 - q[t] * q[t])

@@ -115,9 +115,9 @@ def cast(x: Array, dtype) -> tuple[Array, Backward]:
 
     Source: Fedus et al. 2021 (Switch), §2.4 (selective precision).
     """
-    y = x.astype(np.result_type(dtype, 1j) if np.iscomplexobj(x) else dtype, copy=False)
+    y = x.astype(np.result_type(dtype, 1j) if np.iscomplexobj(x) else dtype)
 
     def backward(dy):
-        return (dy.astype(x.real.dtype, copy=False),)
+        return (dy.astype(x.real.dtype),)
 
     return y, backward
