@@ -195,7 +195,9 @@ def test_targets_are_one_int_for_each_row(loss, targets):
 
 def test_a_target_outside_the_columns_is_refused():
     for wrong in (5, -1, -101):
-        with pytest.raises(IndexError, match=r"^targets span .*; allowed are the ignored -100, and 0 to 4$"):
+        with pytest.raises(
+            IndexError, match=r"^targets span .*; allowed are 0 to 4, one per column, and the ignored -100$"
+        ):
             ops.cross_entropy(np.zeros((2, 5)), np.array([2, wrong]))
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from ..types import Array, Backward
 from .ids import check_ids
 from .masks import count
+from .read_only import read_only
 
 
 def softmax(x: Array) -> tuple[Array, Backward]:
@@ -25,7 +26,7 @@ def softmax(x: Array) -> tuple[Array, Backward]:
     def backward(dy):
         return (y * (dy - (dy * y).sum(-1, keepdims=True)),)
 
-    return y, backward
+    return read_only(y), backward
 
 
 def log_sum_exp(x: Array) -> tuple[Array, Backward]:
@@ -69,7 +70,7 @@ def cross_entropies(logits: Array, targets: Array, ignore_index=-100) -> tuple[A
             f"{len(logits)} rows of logits"
         )
     counted = targets != ignore_index
-    check_ids("targets", targets[counted], logits.shape[1], f"allowed are the ignored {ignore_index}, and")
+    check_ids("targets", targets[counted], logits.shape[1], more=f", one per column, and the ignored {ignore_index}")
     target = np.arange(len(logits)), np.where(counted, targets, 0)  # row and column
     z = logits - _largest(logits)
     e = np.exp(z)  # 1
