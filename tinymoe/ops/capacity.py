@@ -12,6 +12,7 @@ import numpy as np
 
 from ..types import Array, Backward
 from .masks import as_mask
+from .read_only import read_only
 from .routing import group_by_expert
 
 PRIORITIES = {
@@ -115,4 +116,4 @@ def renormalize_kept(weights: Array, kept: Array) -> tuple[Array, Backward]:
         inner = (dkept * y).sum(1, keepdims=True)
         return (np.where(kept, (dkept - inner) / below, 0),)
 
-    return y, backward
+    return read_only(y), backward

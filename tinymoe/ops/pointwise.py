@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from ..types import Array, Backward
+from .read_only import read_only
 
 _erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has no erf; the standard library's is exact to the last bit or two
 
@@ -44,7 +45,7 @@ def sigmoid(x: Array) -> tuple[Array, Backward]:
     def backward(dy):
         return (dy * y * (1 - y),)
 
-    return y, backward
+    return read_only(y), backward
 
 
 def tanh(x: Array) -> tuple[Array, Backward]:
@@ -60,7 +61,7 @@ def tanh(x: Array) -> tuple[Array, Backward]:
     def backward(dy):
         return (dy * (1 - y * y),)
 
-    return y, backward
+    return read_only(y), backward
 
 
 def softplus(x: Array) -> tuple[Array, Backward]:
@@ -103,7 +104,7 @@ def silu(x: Array) -> tuple[Array, Backward]:
         slope += s
         return (np.multiply(dy, slope, out=slope),)
 
-    return y, backward
+    return read_only(y), backward
 
 
 def gelu(x: Array) -> tuple[Array, Backward]:

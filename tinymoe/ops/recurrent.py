@@ -18,6 +18,7 @@ import numpy as np
 from ..types import Array, Backward
 from .linear import linear
 from .pointwise import sigmoid
+from .read_only import read_only
 
 
 def rnn(x: Array, w_in: Array, w_rec: Array, bias: Array, h0: Array) -> tuple[tuple[Array, Array], Backward]:
@@ -60,7 +61,7 @@ def rnn(x: Array, w_in: Array, w_rec: Array, bias: Array, h0: Array) -> tuple[tu
         dx, dw_in, dbias = input_back(da)
         return dx, dw_in, _over_time(h[:-1], da), dbias, dh
 
-    return (h[1:].swapaxes(0, 1), h[-1]), backward
+    return (read_only(h[1:].swapaxes(0, 1)), read_only(h[-1])), backward
 
 
 def gru(
@@ -124,7 +125,7 @@ def gru(
         dbias_rec = du[:, :, -len(w_rec) :].sum((0, 1))
         return dx, dw_in, _over_time(h[:-1], du), dbias, dbias_rec, dh
 
-    return (h[1:].swapaxes(0, 1), h[-1]), backward
+    return (read_only(h[1:].swapaxes(0, 1)), read_only(h[-1])), backward
 
 
 def lstm(
@@ -190,7 +191,7 @@ def lstm(
         dx, dw_in, dbias = input_back(da)
         return dx, dw_in, _over_time(h[:-1], da), dbias, dh, dc
 
-    return (h[1:].swapaxes(0, 1), h[-1], c[-1]), backward
+    return (read_only(h[1:].swapaxes(0, 1)), read_only(h[-1]), read_only(c[-1])), backward
 
 
 def _input_product(x, weight, bias):

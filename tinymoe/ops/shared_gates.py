@@ -13,6 +13,7 @@ import numpy as np
 from ..types import Array, Backward
 from .ids import check_ids
 from .pointwise import sigmoid
+from .read_only import read_only
 from .softmax import softmax
 from .top_k_gate import choose, pick
 
@@ -89,7 +90,7 @@ def base_gate(scores: Array, *, balanced=True) -> tuple[tuple[Array, Array], Bac
     Raises ValueError where SciPy is not installed, which solves the assignment.
     Source: Lewis et al. 2021 (BASE layers), §3.
     """
-    indices = balanced_assignment(scores.real)[:, None] if balanced else choose(scores, 1)
+    indices = read_only(balanced_assignment(scores.real)[:, None]) if balanced else choose(scores, 1)
     chosen, pick_back = pick(scores, indices)
     weights, sigmoid_back = sigmoid(chosen)
 
@@ -150,7 +151,7 @@ def expert_choice_gate(logits: Array, capacity) -> tuple[tuple[Array, Array, Arr
     def backward(dweights):
         return softmax_back(dweights * kept)
 
-    return (weights, indices, kept), backward
+    return (weights, indices, read_only(kept)), backward
 
 
 def table_gate(ids, table, dtype=np.float32):

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..types import Array, Backward
 from .ids import check_ids
+from .read_only import read_only
 
 
 def choose(scores, k):
@@ -16,7 +17,7 @@ def choose(scores, k):
     n_experts = scores.shape[1]
     if not 1 <= k <= n_experts:
         raise ValueError(f"top-k is {k}; it must lie between 1 and the number of experts, {n_experts}")
-    return np.argsort(-scores.real, axis=1, kind="stable")[:, :k]
+    return read_only(np.argsort(-scores.real, axis=1, kind="stable")[:, :k])
 
 
 def pick(scores: Array, indices: Array) -> tuple[Array, Backward]:
@@ -84,4 +85,4 @@ def top_k_gate(logits: Array, k, renormalize=True, *, eps=0.0, scale=1.0) -> tup
         dln_e += pick_back(dln_weights)[0]  # 2
         return (dln_e,)  # 1, since ln e is the logits less a constant
 
-    return (weights, indices), backward
+    return (read_only(weights), indices), backward
