@@ -93,13 +93,13 @@ def silu(x: Array) -> tuple[Array, Backward]:
     Source: Elfwing et al. 2017, eq. 5; Ramachandran et al. 2017.
     """
     s = _sigmoid(x)
-    y = np.asarray(x * s)
+    y = np.asanyarray(x * s)
     far = x.real < -_exp_limit(x)
     if far.any():  # s is small there, not 0, and x can be large enough to bring it back
         s[far], y[far] = 0, -0.0
 
     def backward(dy):
-        slope = np.asarray(1 - s)  # one array, changed in place: in a SwiGLU expert it is large
+        slope = np.asanyarray(1 - s)  # one array, changed in place: in a SwiGLU expert it is large
         slope *= y
         slope += s
         return (np.multiply(dy, slope, out=slope),)
@@ -171,7 +171,7 @@ def dropout(x: Array, keep: Array, rate) -> tuple[Array, Backward]:
 
 
 def _sigmoid(x):
-    y = np.asarray(np.minimum(-x, _exp_limit(x)))  # sigmoid is 0 to any purpose long before
+    y = np.asanyarray(np.minimum(-x, _exp_limit(x)))  # sigmoid is 0 to any purpose long before
     np.exp(y, out=y)
     y += 1
     return np.divide(1, y, out=y)

@@ -7,6 +7,6 @@ from ..types import Array
 
 def read_only(y: Array) -> Array:
     """`y` itself, which nobody can write into from now on. Take a copy for that: `y.copy()`."""
-    y = np.asarray(y)
-    y.flags.writeable = False
+    if isinstance(y, np.ndarray):  # what has no axes may be a number, which nobody can write into anyway
+        y.flags.writeable = False
     return y
