@@ -1,6 +1,7 @@
 """Public systems' balance losses and capacities: one fixed batch, computed by loops from their definitions."""
 
 import math
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -241,3 +242,61 @@ def test_capacities_at_their_edges():
     assert CAPACITY["nanomoe"](64, 8, 1, 1.0) == 8
     assert CAPACITY["flaxformer"](64, 8, 2, 1.14) == 9
     assert set(CAPACITY) >= {"tinymoe", "switch", "hf-switch"}
+
+
+def float32(number):
+    return struct.unpack("f", struct.pack("f", number))[0]
+
+
+def deepspeed_places(tokens, experts, k, factor):
+    """`_capacity`: a float32 tensor of capacity_factor·k, times the scalar num_tokens / num_experts; min_capacity 4."""
+    exact = float32(tokens / experts) * float32(factor * k)  # 48 bits, so that it is rounded once
+    return max(math.ceil(float32(exact)), 4)
+
+
+def megablocks_places(tokens, experts, k, factor):
+    """`expert_capacity`, with world_size = 1."""
+    tokens_per_expert = k * tokens * 1 / experts
+    return int(factor * tokens_per_expert)
+
+
+def vmoe_places(tokens, experts, k, factor):
+    """`compute_capacity` of num_tokens = group_size·num_selected_experts, multiple_of 4."""
+    num_tokens = tokens * k
+    places = math.ceil(num_tokens * factor / experts)
+    return places + -places % 4
+
+
+def megatron_places(tokens, experts, k, factor):
+    """`get_capacity` of num_tokens·topk."""
+    routed = tokens * k
+    return math.ceil((routed / experts) * factor)
+
+
+PLACES = {
+    "deepspeed": deepspeed_places,
+    "megablocks": megablocks_places,
+    "vmoe": vmoe_places,
+    "vmoe-expert-choice": lambda tokens, experts, k, factor: vmoe_places(tokens, experts, 1, factor),
+    "megatron": megatron_places,
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_capacities_equal_the_systems_own_expressions(name):
+    """Operand by operand: written another way, 1.2 · 35 / 3 is 14 instead of 13.999999999999998."""
+    sizes = [*range(1, 40), *range(40, 1000, 30), 4096]
+    factors = [0.3, 0.5, 0.7, 1.0, 1.1, 1.2, 1.25, 1.4, 1.7, 2.0, 2.2, 2.3]
+    for tokens in sizes:
+        for experts in (2, 3, 5, 7, 8, 10, 60, 64):
+            for k in (1, 2, 3):
+                for factor in factors:
+                    expected = PLACES[name](tokens, experts, k, factor)
+                    assert CAPACITY[name](tokens, experts, k, factor) == expected, (tokens, experts, k, factor)
+
+
+def test_capacities_where_the_last_bit_decides():
+    assert CAPACITY["megablocks"](35, 3, 1, 1.2) == 13
+    assert CAPACITY["vmoe"](100, 3, 3, 2.2) == 220
+    assert CAPACITY["deepspeed"](250, 10, 2, 1.1) == 55
+    assert CAPACITY["megatron"](100, 3, 3, 2.2) == 221

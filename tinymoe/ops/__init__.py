@@ -6,6 +6,7 @@
 `dx` is the gradient of the loss with respect to x. Where y is a tuple, `backward` takes one gradient per float
 array in it; integers and records in it are information without gradient. What is passed by keyword only, such as a
 teacher, is a constant. Every operation is pure: nothing passed in is written to, and a `backward` can be called again.
+What is returned and read by the backward later is read-only; a gradient is an array of its own, to be written into.
 Where lines are numbered, a line of the backward carries gradients through the line of the forward that has its number,
 so it reads upwards.
 
@@ -17,8 +18,9 @@ comes in, there is no complex form here: in `gelu_exact`, and in `smooth_load`, 
 Axes: B sequences · T positions · N = B·T rows (tokens) · D model width · H heads · G key/value heads · P width per
 head · E experts · K experts per token · M = N·K assignments · F expert width · V vocabulary.
 
-Reading order: pointwise, linear, norm, masks, softmax, positions, shift, attention, fusion, recurrent, scores, top_k_gate,
-gates, shared_gates, routing, capacity, balance, sparse, experts, moe, soft, likelihood, distillation; and metrics.
+Reading order: read_only, pointwise, ids, linear, norm, masks, softmax, positions, shift, attention, fusion, recurrent, scores,
+top_k_gate, gates, shared_gates, routing, capacity, balance, sparse, experts, moe, soft, likelihood, distillation; and
+metrics.
 """
 
 from collections.abc import Iterator

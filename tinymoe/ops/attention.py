@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from ..types import Array, Backward
+from .read_only import read_only
 
 
 def causal_attention(q: Array, k: Array, v: Array) -> tuple[Array, Backward]:
@@ -76,4 +77,4 @@ def _attention(q, k, v, mask=None):
         dq = (ds.swapaxes(-1, -2) @ keys) / math.sqrt(P)  # 2 and 1
         return dq.reshape(q.shape), dk, dv
 
-    return y.reshape(q.shape), backward
+    return read_only(y.reshape(q.shape)), backward

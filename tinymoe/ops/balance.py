@@ -14,6 +14,7 @@ gradient 0. How public systems' versions of the loss differ is in `tinymoe.syste
 import numpy as np
 
 from ..types import Array, Backward
+from .ids import check_ids
 from .masks import as_mask, count, without_padding
 from .pointwise import sigmoid, softplus
 from .softmax import log_sum_exp, softmax
@@ -67,8 +68,11 @@ def expert_shares(indices, n_experts, *, mask=None):
     """f (E,): the share of the assignments, indices (N, K), that goes to each expert; adds up to 1, or 0 without any.
 
     To get f of a batch in several passes, average the shares weighed by their numbers of tokens.
+
+    Raises IndexError for an index of a real token that is no expert's.
     """
     chosen = indices[as_mask(indices.shape[:1], mask)]
+    check_ids("indices", chosen, n_experts, "experts are")
     return np.bincount(chosen.reshape(-1), minlength=n_experts) / max(chosen.size, 1)
 
 
@@ -148,9 +152,12 @@ def importance(weights: Array, indices: Array, n_experts, *, mask=None) -> tuple
     mask        (N,)    bool, False for padding; None if there is none
     imp         (E,)
 
+    Raises IndexError for an index of a real token that is no expert's.
     Source: Shazeer et al. 2017, eq. 6.
     """
-    w, padding_back = without_padding(weights, as_mask(weights.shape[:1], mask))
+    real = as_mask(weights.shape[:1], mask)
+    check_ids("indices", indices[real], n_experts, "experts are")
+    w, padding_back = without_padding(weights, real)
     onehot = (indices.reshape(-1, 1) == np.arange(n_experts)).astype(weights.real.dtype)  # (N·K, E)
     imp = w.reshape(-1) @ onehot
 
@@ -222,7 +229,23 @@ def bias_update(bias, counts, rate, *, centred=False):
     weight. Its mean may drift without bound, which changes no choice; `centred` subtracts the mean of the changes and
     keeps Σ b constant, as torchtitan does.
 
+    Counts are ints, or whole floats below the size from which their type skips some: 2^24 in float32, 2^11 in float16.
+    A count that was rounded before, such as 40,000 to 39,936 in bfloat16, can't be told from a right one here, and flips
+    signs: add up ints. Raises ValueError for other counts.
     Source: Wang et al. 2024, arXiv 2408.15664, algorithm 1; DeepSeek-AI 2024 (DeepSeek-V3), §2.1.2.
     """
-    change = (rate * np.sign(counts.sum() - len(counts) * counts)).astype(bias.dtype)
+    n = _whole(counts)
+    change = (rate * np.sign(n.sum() - len(n) * n)).astype(bias.dtype)
     return bias + (change - change.mean() if centred else change)
+
+
+def _whole(counts):
+    if counts.dtype.kind in "iu":
+        return counts.astype(np.int64)
+    limit = 2.0 ** (np.finfo(counts.dtype).nmant + 1) if counts.dtype.kind == "f" else 0
+    if not ((counts == np.floor(counts)) & (counts >= 0) & (counts < limit)).all():
+        raise ValueError(
+            f"counts of type {counts.dtype} span {counts.min()} to {counts.max()}; they must be ints, or whole floats "
+            f"from 0 to below {limit:.0f}, since a rounded count can flip the sign of a change"
+        )
+    return counts.astype(np.int64)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..types import Array, Backward
 from .masks import as_mask
+from .read_only import read_only
 from .routing import group_by_expert
 
 PRIORITIES = {
@@ -54,7 +55,8 @@ def keep_within_capacity(
     kept      (N, K)  bool, False for assignments dropped before, likewise; None if there are none
     returns   (N, K)  bool
 
-    Raises ValueError for an unknown priority, one that lacks its weights or rng, or a negative capacity.
+    Raises ValueError for an unknown priority, one that lacks its weights or rng, or a negative capacity; IndexError for
+    an index that is no expert's, where neither mask nor kept leave it out.
     Source: Lepikhin et al. 2020 (GShard), algorithm 1; Riquelme et al. 2021 (V-MoE), §4, for batch.
     """
     if capacity < 0:
@@ -110,7 +112,8 @@ def renormalize_kept(weights: Array, kept: Array) -> tuple[Array, Backward]:
     y = chosen / below
 
     def backward(dy):
-        inner = (dy * y).sum(1, keepdims=True)
-        return (np.where(kept, (dy - inner) / below, 0),)
+        dkept = np.where(kept, dy, 0)
+        inner = (dkept * y).sum(1, keepdims=True)
+        return (np.where(kept, (dkept - inner) / below, 0),)
 
-    return y, backward
+    return read_only(y), backward

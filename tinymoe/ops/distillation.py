@@ -15,10 +15,10 @@ def distillation(logits: Array, *, teacher: Array, temperature=1.0, mask=None) -
         loss = T²/n Σ_n KL(q_n ‖ p_n),     q = softmax(teacher/T),  p = softmax(logits/T),  n = number of real rows
         dlogits = dloss T/n (p − q)
 
-    The teacher is a constant. T > 1 brings out how it ranks the tokens that it thinks wrong. Without T² the gradient
-    would shrink like 1/T², since p − q is about (logits − teacher)/(T V) for large T; with it the weight of this loss
-    beside another keeps its meaning as T grows. The entropy of q, which cross-entropy with soft targets would
-    leave in, is taken off: equal models have loss 0.
+    The teacher is a constant. Where it says −∞, q is 0 and adds nothing, since 0 ln 0 = 0. T > 1 brings out how it ranks
+    the tokens that it thinks wrong. Without T² the gradient would shrink like 1/T², since p − q is about
+    (logits − teacher)/(T V) for large T; with it the weight of this loss beside another keeps its meaning as T grows.
+    The entropy of q, which cross-entropy with soft targets would leave in, is taken off: equal models have loss 0.
 
     logits   (N, V)
     teacher  (N, V)  logits too
@@ -40,7 +40,8 @@ def distillation(logits: Array, *, teacher: Array, temperature=1.0, mask=None) -
     t, _ = without_padding(teacher.astype(logits.real.dtype, copy=False), real)
     log_p, log_q = (_log_softmax(scores / temperature) for scores in (z, t))
     p, q = np.exp(log_p), np.exp(log_q)
-    loss = temperature**2 / n * (q * (log_q - log_p)).sum()
+    ratio = np.subtract(log_q, log_p, out=np.zeros_like(log_p), where=q > 0)  # else 0 · −∞ where q is 0
+    loss = temperature**2 / n * (q * ratio).sum()
 
     def backward(dloss):
         dz = dloss * temperature / n * (p - q)

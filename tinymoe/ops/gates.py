@@ -172,6 +172,7 @@ def sigmoid_gate(
         dz_i = ds_i s_i (1 − s_i) for i∈S, exactly 0 else
 
     The bias has no gradient: after each step it is raised for experts with few tokens and lowered for those with many.
+    A bias of −∞ keeps an expert out while k others are left; then it is chosen as any other, with its score as weight.
     For the groups see `limit_groups`.
 
     logits   (N, E)

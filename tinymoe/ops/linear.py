@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..types import Array, Backward
+from .ids import check_ids
 
 
 def linear(x: Array, weight: Array, bias=None) -> tuple[Array, Backward]:
@@ -48,8 +49,7 @@ def embedding(ids: Array, table: Array) -> tuple[Array, Backward]:
     Source: 《大语言模型原理基础与前沿：通过稀疏MoE扩展视觉语言模型》 §4.1, which prints a row of W for W·onehot,
     where the product is a column.
     """
-    if ids.size and not 0 <= ids.min() <= ids.max() < len(table):
-        raise IndexError(f"ids span {ids.min()} to {ids.max()}; the table has rows 0 to {len(table) - 1}")
+    check_ids("ids", ids, len(table), "the table has rows")
     y = table[ids]
 
     def backward(dy):

@@ -7,7 +7,7 @@
 
 Plain functions of arrays, without gradient. Those of counts (E,) look at the last axis, so counts (L, E) of a stack of
 layers give (L,) values. Those of tokens take `mask` (N,) bool, False for padding, whose rows are never looked at and
-may hold NaN; None means that all tokens are real.
+may hold NaN; None means that all tokens are real. Masks of numbers are refused: as an index they would pick rows.
 
 Where there is nothing to measure: no tokens are an even load (max_violation 0, load_entropy 1, cv_squared 0) with
 nothing dropped, and one expert is always even. Shares of nothing are 0.
@@ -18,12 +18,18 @@ from typing import NamedTuple
 import numpy as np
 
 from ..types import Array
+from .ids import check_ids
 from .masks import as_mask
 
 
 def expert_counts(indices: Array, n_experts: int, *, kept: Array | None = None, mask: Array | None = None) -> Array:
-    """(E,) int: assignments per expert, of indices (N, K); dropped ones (kept (N, K) False) and padding left out."""
-    return np.bincount(indices[as_mask(indices.shape, kept, mask)], minlength=n_experts)
+    """(E,) int: assignments per expert, of indices (N, K); dropped ones (kept (N, K) False) and padding left out.
+
+    Raises IndexError for an index, among those counted, that is no expert's.
+    """
+    counted = indices[as_mask(indices.shape, kept, mask)]
+    check_ids("indices", counted, n_experts, "experts are")
+    return np.bincount(counted, minlength=n_experts)
 
 
 def max_violation(counts: Array) -> Array:
@@ -85,13 +91,13 @@ def per_group_balance(counts: Array) -> GroupBalance:
 
 def dropped_fraction(kept: Array, *, mask: Array | None = None) -> float:
     """Share of the real tokens' N·K assignments that are not kept; kept (N, K) bool."""
-    real = kept[as_mask(kept.shape[:1], mask)]
+    real = as_mask(kept.shape, kept)[as_mask(kept.shape[:1], mask)]
     return float(1 - real.mean()) if real.size else 0.0
 
 
 def dropped_tokens(kept: Array, *, mask: Array | None = None) -> float:
     """Share of the real tokens that no expert has processed: those without a single kept choice."""
-    real = kept[as_mask(kept.shape[:1], mask)]
+    real = as_mask(kept.shape, kept)[as_mask(kept.shape[:1], mask)]
     return float(1 - real.any(1).mean()) if len(real) else 0.0
 
 
@@ -141,9 +147,11 @@ def co_activation(indices: Array, n_experts: int, *, mask: Array | None = None) 
 
     The row of a used expert has 1 on the diagonal and adds up to K; off the diagonal (K−1)/(E−1) is chance.
 
+    Raises IndexError for an index of a real token that is no expert's.
     Source: Muennighoff et al. 2024 (OLMoE), §5.
     """
     real = indices[as_mask(indices.shape[:1], mask)]
+    check_ids("indices", real, n_experts, "experts are")
     chosen = (real[:, :, None] == np.arange(n_experts)).any(1).astype(float)  # (N, E)
     together = chosen.T @ chosen
     return _ratio(together, together.diagonal()[:, None])
@@ -162,12 +170,14 @@ def joint_counts(
 
     A label is a token's id, domain, language, modality or position: whatever an expert might specialise in.
 
-    Raises ValueError for a label of a real token outside the range.
+    Raises ValueError for a label of a real token outside the range, IndexError for an index, among those counted, that
+    is no expert's.
     """
     counted = as_mask(indices.shape, kept, mask)
     own = np.broadcast_to(labels[:, None], indices.shape)[counted]
     if own.size and not 0 <= own.min() <= own.max() < n_labels:
         raise ValueError(f"labels span {own.min()} to {own.max()}; allowed are 0 to {n_labels - 1}")
+    check_ids("indices", indices[counted], n_experts, "experts are")
     pairs = own * n_experts + indices[counted]
     return np.bincount(pairs, minlength=n_labels * n_experts).reshape(n_labels, n_experts)
 

@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from ..types import Array, Backward
+from .read_only import read_only
 
 _erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has no erf; the standard library's is exact to the last bit or two
 
@@ -44,7 +45,7 @@ def sigmoid(x: Array) -> tuple[Array, Backward]:
     def backward(dy):
         return (dy * y * (1 - y),)
 
-    return y, backward
+    return read_only(y), backward
 
 
 def tanh(x: Array) -> tuple[Array, Backward]:
@@ -60,7 +61,7 @@ def tanh(x: Array) -> tuple[Array, Backward]:
     def backward(dy):
         return (dy * (1 - y * y),)
 
-    return y, backward
+    return read_only(y), backward
 
 
 def softplus(x: Array) -> tuple[Array, Backward]:
@@ -84,21 +85,26 @@ def silu(x: Array) -> tuple[Array, Backward]:
 
         y = x s,   s = sigmoid(x)        dy/dx = s + y (1 − s)
 
+    Where exp(−x) overflows, down to x = −∞, y is −0 and dy/dx is 0.
+
     x  (...)
     y  (...)
 
     Source: Elfwing et al. 2017, eq. 5; Ramachandran et al. 2017.
     """
     s = _sigmoid(x)
-    y = x * s
+    y = np.asanyarray(x * s)
+    far = x.real < -_exp_limit(x)
+    if far.any():  # s is small there, not 0, and x can be large enough to bring it back
+        s[far], y[far] = 0, -0.0
 
     def backward(dy):
-        slope = 1 - s  # one array, changed in place: in a SwiGLU expert it is large
+        slope = np.asanyarray(1 - s)  # one array, changed in place: in a SwiGLU expert it is large
         slope *= y
         slope += s
         return (np.multiply(dy, slope, out=slope),)
 
-    return y, backward
+    return read_only(y), backward
 
 
 def gelu(x: Array) -> tuple[Array, Backward]:
@@ -165,8 +171,12 @@ def dropout(x: Array, keep: Array, rate) -> tuple[Array, Backward]:
 
 
 def _sigmoid(x):
-    limit = 0.99 * math.log(np.finfo(x.dtype).max)  # beyond it exp overflows; sigmoid is 0 to any purpose long before
-    y = np.minimum(-x, limit)
+    y = np.asanyarray(np.minimum(-x, _exp_limit(x)))  # sigmoid is 0 to any purpose long before
     np.exp(y, out=y)
     y += 1
     return np.divide(1, y, out=y)
+
+
+def _exp_limit(x):
+    """A number beyond which exp overflows in the type of x, or nearly."""
+    return 0.99 * math.log(np.finfo(x.dtype).max)

@@ -18,6 +18,7 @@ import numpy as np
 from ..types import Array, Backward
 from .linear import linear
 from .pointwise import sigmoid
+from .read_only import read_only
 
 
 def rnn(x: Array, w_in: Array, w_rec: Array, bias: Array, h0: Array) -> tuple[tuple[Array, Array], Backward]:
@@ -52,7 +53,7 @@ def rnn(x: Array, w_in: Array, w_rec: Array, bias: Array, h0: Array) -> tuple[tu
 
     def backward(dstates, dlast):
         da = np.empty(a.shape, dlast.dtype)
-        dh = dlast
+        dh = dlast.copy()  # where there are no positions, it is dh0
         for t in reversed(range(len(a))):
             dh = dh + dstates[:, t]
             da[t] = dh * (1 - h[t + 1] * h[t + 1])
@@ -60,7 +61,7 @@ def rnn(x: Array, w_in: Array, w_rec: Array, bias: Array, h0: Array) -> tuple[tu
         dx, dw_in, dbias = input_back(da)
         return dx, dw_in, _over_time(h[:-1], da), dbias, dh
 
-    return (h[1:].swapaxes(0, 1), h[-1]), backward
+    return (read_only(h[1:].swapaxes(0, 1)), read_only(h[-1])), backward
 
 
 def gru(
@@ -111,7 +112,7 @@ def gru(
 
     def backward(dstates, dlast):
         da, du = np.empty((2, *a.shape), dlast.dtype)  # of x W + b and of h U + [0, 0, c]
-        dh = dlast
+        dh = dlast.copy()  # where there are no positions, it is dh0
         for t in reversed(range(len(a))):
             dh = dh + dstates[:, t]
             da_n = dh * (1 - z[t]) * (1 - n[t] * n[t])
@@ -124,7 +125,7 @@ def gru(
         dbias_rec = du[:, :, -len(w_rec) :].sum((0, 1))
         return dx, dw_in, _over_time(h[:-1], du), dbias, dbias_rec, dh
 
-    return (h[1:].swapaxes(0, 1), h[-1]), backward
+    return (read_only(h[1:].swapaxes(0, 1)), read_only(h[-1])), backward
 
 
 def lstm(
@@ -177,7 +178,7 @@ def lstm(
 
     def backward(dstates, dlast, dcell):
         da = np.empty(a.shape, dlast.dtype)
-        dh, dc = dlast, dcell
+        dh, dc = dlast.copy(), dcell.copy()  # where there are no positions, they are dh0 and dc0
         for t in reversed(range(len(a))):
             dh = dh + dstates[:, t]
             dc = dc + dh * o[t] * (1 - q[t] * q[t])
@@ -190,7 +191,7 @@ def lstm(
         dx, dw_in, dbias = input_back(da)
         return dx, dw_in, _over_time(h[:-1], da), dbias, dh, dc
 
-    return (h[1:].swapaxes(0, 1), h[-1], c[-1]), backward
+    return (read_only(h[1:].swapaxes(0, 1)), read_only(h[-1]), read_only(c[-1])), backward
 
 
 def _input_product(x, weight, bias):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..types import Array, Backward
+from .ids import check_ids
 from .masks import as_mask
 
 
@@ -27,10 +28,14 @@ def group_by_expert(indices, n_experts, kept=None):
     """Sort the assignments by expert; `indices` (N, K) as the gate gives them. Returns an `Assignment`.
 
     kept  (N, K) bool: the assignments that are carried out, such as those within an expert's capacity; None for all
+
+    Raises IndexError for an index of a kept assignment that is no expert's.
     """
-    flat = np.where(as_mask(indices.shape, kept), indices, n_experts).reshape(-1)
+    carried = as_mask(indices.shape, kept)
+    check_ids("indices", indices[carried], n_experts, "experts are")
+    flat = np.where(carried, indices, n_experts).reshape(-1)
     order = np.argsort(flat, kind="stable")  # dropped assignments stand last, behind all experts
-    counts = np.bincount(flat, minlength=n_experts)[:n_experts]
+    counts = np.bincount(flat, minlength=n_experts + 1)[:n_experts]
     m = counts.sum()
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
@@ -71,7 +76,7 @@ def combine(rows: Array, weights: Array, assignment) -> tuple[Array, Backward]:
         y_n = Σ_j w_nj rows[inverse[nK + j]]
         drows_m = w_m dy[tokens_m]        dw_nj = dy_n · rows[inverse[nK + j]]
 
-    A dropped assignment adds nothing, whatever its weight, and its weight gets no gradient.
+    A dropped assignment adds nothing, whatever its weight, and its weight gets gradient 0, whatever its row of dy.
 
     rows        (M, D)  grouped by expert
     weights     (N, K)
@@ -88,6 +93,9 @@ def combine(rows: Array, weights: Array, assignment) -> tuple[Array, Backward]:
 
     def backward(dy):
         drows = dy[assignment.tokens] * gates.reshape(-1)[assignment.order][:, None]
-        return drows, np.vecdot(by_token, dy[:, None])
+        dweights = np.vecdot(by_token, dy[:, None])
+        if len(rows) < kept.size:
+            dweights[~kept] = 0  # since 0 · NaN would be NaN
+        return drows, dweights
 
     return y, backward

@@ -9,6 +9,7 @@ import numpy as np
 from ..types import Array, Backward
 from .linear import linear
 from .pointwise import tanh
+from .read_only import read_only
 
 
 def unit_rows(x: Array, *, eps=1e-12) -> tuple[Array, Backward]:
@@ -27,7 +28,7 @@ def unit_rows(x: Array, *, eps=1e-12) -> tuple[Array, Backward]:
     def backward(dy):
         return (r * (dy - y * (dy * y).sum(-1, keepdims=True)),)  # dy less its part along y
 
-    return y, backward
+    return read_only(y), backward
 
 
 def cosine_scores(x: Array, router: Array, scale: Array, *, eps=1e-12) -> tuple[Array, Backward]:
@@ -115,9 +116,9 @@ def cast(x: Array, dtype) -> tuple[Array, Backward]:
 
     Source: Fedus et al. 2021 (Switch), §2.4 (selective precision).
     """
-    y = x.astype(np.result_type(dtype, 1j) if np.iscomplexobj(x) else dtype, copy=False)
+    y = x.astype(np.result_type(dtype, 1j) if np.iscomplexobj(x) else dtype)
 
     def backward(dy):
-        return (dy.astype(x.real.dtype, copy=False),)
+        return (dy.astype(x.real.dtype),)
 
     return y, backward

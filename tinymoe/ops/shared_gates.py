@@ -11,7 +11,9 @@ choice not at all if it is to be honest about what comes next.
 import numpy as np
 
 from ..types import Array, Backward
+from .ids import check_ids
 from .pointwise import sigmoid
+from .read_only import read_only
 from .softmax import softmax
 from .top_k_gate import choose, pick
 
@@ -88,7 +90,7 @@ def base_gate(scores: Array, *, balanced=True) -> tuple[tuple[Array, Array], Bac
     Raises ValueError where SciPy is not installed, which solves the assignment.
     Source: Lewis et al. 2021 (BASE layers), §3.
     """
-    indices = balanced_assignment(scores.real)[:, None] if balanced else choose(scores, 1)
+    indices = read_only(balanced_assignment(scores.real)[:, None]) if balanced else choose(scores, 1)
     chosen, pick_back = pick(scores, indices)
     weights, sigmoid_back = sigmoid(chosen)
 
@@ -122,6 +124,7 @@ def expert_choice_gate(logits: Array, capacity) -> tuple[tuple[Array, Array, Arr
     """Experts choose tokens: each takes the `capacity` best of the batch, so all have the same to do.
 
         p = softmax(z) over experts        kept_ne = n is among the best of column p_·e        w = p ⊙ kept
+        (ties go to the lowest token)
         dz_j = p_j (dw_j kept_j − Σ_i dw_i kept_i p_i) for all j
 
     A token may have many experts or none. Who is taken depends on later tokens too: it is not causal, and a language
@@ -148,7 +151,7 @@ def expert_choice_gate(logits: Array, capacity) -> tuple[tuple[Array, Array, Arr
     def backward(dweights):
         return softmax_back(dweights * kept)
 
-    return (weights, indices, kept), backward
+    return (weights, indices, read_only(kept)), backward
 
 
 def table_gate(ids, table, dtype=np.float32):
@@ -160,8 +163,7 @@ def table_gate(ids, table, dtype=np.float32):
     Raises IndexError for an id outside the table (NumPy would count negative ids from the end).
     Source: Roller et al. 2021 (Hash Layers).
     """
-    if ids.size and not 0 <= ids.min() <= ids.max() < len(table):
-        raise IndexError(f"ids span {ids.min()} to {ids.max()}; the table has rows 0 to {len(table) - 1}")
+    check_ids("ids", ids, len(table), "the table has rows")
     return np.ones((len(ids), 1), dtype), table[ids][:, None]
 
 

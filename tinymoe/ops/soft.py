@@ -9,6 +9,7 @@ import numpy as np
 from ..types import Array, Backward
 from .experts import experts
 from .pointwise import relu
+from .read_only import read_only
 from .scores import cosine_scores
 from .softmax import softmax
 
@@ -38,7 +39,7 @@ def soft_routing(x: Array, slots: Array, scale: Array) -> tuple[tuple[Array, Arr
         da = dispatch * (ddispatch - (ddispatch * dispatch).sum(0))
         return scores_back(da + combine_back(dcombine)[0])
 
-    return (dispatch, combine), backward
+    return (read_only(dispatch), combine), backward
 
 
 def soft_moe(

@@ -3,7 +3,9 @@
 import numpy as np
 
 from ..types import Array, Backward
+from .ids import check_ids
 from .masks import count
+from .read_only import read_only
 
 
 def softmax(x: Array) -> tuple[Array, Backward]:
@@ -11,16 +13,20 @@ def softmax(x: Array) -> tuple[Array, Backward]:
 
         y_i = exp(x_i) / Σ_j exp(x_j)        dx = y ⊙ (dy − Σ_j dy_j y_j)
 
+    A score of −∞ gets 0, and no gradient. A row of nothing but −∞ has no probabilities: NaN, and NumPy's warning.
+
     x  (N, E)
     y  (N, E)
+
+    Raises ValueError for rows without a score.
     """
-    y = np.exp(x - x.real.max(-1, keepdims=True))
+    y = np.exp(x - _largest(x))
     y /= y.sum(-1, keepdims=True)
 
     def backward(dy):
         return (y * (dy - (dy * y).sum(-1, keepdims=True)),)
 
-    return y, backward
+    return read_only(y), backward
 
 
 def log_sum_exp(x: Array) -> tuple[Array, Backward]:
@@ -28,10 +34,14 @@ def log_sum_exp(x: Array) -> tuple[Array, Backward]:
 
         y = ln Σ_j exp(x_j)        dx = dy softmax(x)
 
+    A row of nothing but −∞ gives NaN, as in `softmax`.
+
     x  (N, E)
     y  (N,)
+
+    Raises ValueError for rows without a score.
     """
-    top = x.real.max(-1, keepdims=True)
+    top = _largest(x)
     e = np.exp(x - top)
     total = e.sum(-1, keepdims=True)  # (N, 1)
     y = (top + np.log(total))[:, 0]
@@ -51,16 +61,18 @@ def cross_entropies(logits: Array, targets: Array, ignore_index=-100) -> tuple[A
     targets  (N,)    int in [0, V), or `ignore_index`
     losses   (N,)
 
-    Raises IndexError for any other target.
+    Raises IndexError for any other target, ValueError for targets that are not one int for each row: one-hot rows are
+    given by the column of their 1, `onehot.argmax(1)`.
     """
-    counted = targets != ignore_index
-    if counted.any() and not 0 <= targets[counted].min() <= targets[counted].max() < logits.shape[1]:
-        raise IndexError(
-            f"targets span {targets[counted].min()} to {targets[counted].max()}; allowed are 0 to {logits.shape[1] - 1}, "
-            f"one per column, and the ignored {ignore_index}"
+    if targets.shape != logits.shape[:1] or targets.dtype.kind not in "iu":
+        raise ValueError(
+            f"targets have shape {targets.shape} and type {targets.dtype}; they must be ints, one for each of the "
+            f"{len(logits)} rows of logits"
         )
+    counted = targets != ignore_index
+    check_ids("targets", targets[counted], logits.shape[1], more=f", one per column, and the ignored {ignore_index}")
     target = np.arange(len(logits)), np.where(counted, targets, 0)  # row and column
-    z = logits - logits.real.max(-1, keepdims=True)
+    z = logits - _largest(logits)
     e = np.exp(z)  # 1
     total = e.sum(-1)  # 2  (N,)
     losses = np.where(counted, np.log(total) - z[target], 0)  # 3
@@ -83,7 +95,7 @@ def cross_entropy(logits: Array, targets: Array, ignore_index=-100) -> tuple[flo
     targets  (N,)    int in [0, V), or `ignore_index`
     loss     ()      0 if every target is ignored
 
-    Raises IndexError for any other target.
+    Raises IndexError for any other target, ValueError for targets that are not one int for each row.
     """
     losses, losses_back = cross_entropies(logits, targets, ignore_index)
     counted = targets != ignore_index
@@ -95,3 +107,10 @@ def cross_entropy(logits: Array, targets: Array, ignore_index=-100) -> tuple[flo
         return losses_back(dlosses)
 
     return loss, backward
+
+
+def _largest(x):
+    """The maximum of each row, as a column (N, 1)."""
+    if not x.shape[-1]:
+        raise ValueError(f"x has shape {x.shape}; each row must have at least one score")
+    return x.real.max(-1, keepdims=True)

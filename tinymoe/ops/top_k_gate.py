@@ -3,17 +3,21 @@
 import numpy as np
 
 from ..types import Array, Backward
+from .ids import check_ids
+from .read_only import read_only
 
 
 def choose(scores, k):
     """The indices (N, K) of the k largest of each row of scores (N, E), best first; ties go to the lowest index.
+
+    −∞ comes last, NaN after it: they are chosen where fewer than k others are left.
 
     Raises ValueError unless 1 ≤ k ≤ E.
     """
     n_experts = scores.shape[1]
     if not 1 <= k <= n_experts:
         raise ValueError(f"top-k is {k}; it must lie between 1 and the number of experts, {n_experts}")
-    return np.argsort(-scores.real, axis=1, kind="stable")[:, :k]
+    return read_only(np.argsort(-scores.real, axis=1, kind="stable")[:, :k])
 
 
 def pick(scores: Array, indices: Array) -> tuple[Array, Backward]:
@@ -24,7 +28,10 @@ def pick(scores: Array, indices: Array) -> tuple[Array, Backward]:
     scores   (N, E)
     indices  (N, K)  int, no expert twice in a row
     chosen   (N, K)
+
+    Raises IndexError for an index outside the row.
     """
+    check_ids("indices", indices, scores.shape[1], "experts are")
     chosen = np.take_along_axis(scores, indices, 1)
 
     def backward(dchosen):
@@ -49,6 +56,8 @@ def top_k_gate(logits: Array, k, renormalize=True, *, eps=0.0, scale=1.0) -> tup
 
     The choice itself has no gradient: it is constant almost everywhere and jumps at ties. With k = 1 and eps = 0
     renormalised weights are all `scale`, and the router learns nothing from them.
+
+    A logit of −∞ is chosen where no other is left, with weight 0 and gradient 0. A row of nothing but −∞ has weights NaN.
 
     logits   (N, E)
     weights  (N, K)
@@ -76,4 +85,4 @@ def top_k_gate(logits: Array, k, renormalize=True, *, eps=0.0, scale=1.0) -> tup
         dln_e += pick_back(dln_weights)[0]  # 2
         return (dln_e,)  # 1, since ln e is the logits less a constant
 
-    return (weights, indices), backward
+    return (read_only(weights), indices), backward

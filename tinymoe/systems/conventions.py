@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..ops.capacity import capacity
+from ..ops.ids import check_ids
 from ..ops.masks import as_mask
 from ..ops.softmax import softmax
 
@@ -108,11 +109,12 @@ def balance_loss(logits, indices, convention=BALANCE["tinymoe"], *, mask=None):
     mask        (N,)       bool, False for padding, the same in all layers; None if there is none
     loss        ()
 
-    Raises ValueError for a mask of another shape.
+    Raises ValueError for a mask of another shape, IndexError for an index of a real token that is no expert's.
     Source: the note of each convention.
     """
     n_layers, n, n_experts = logits.shape
     real = np.tile(as_mask((n,), mask), (n_layers, 1))
+    check_ids("indices", indices[real], n_experts, "experts are")
     rows = (1, n_layers * n) if convention.layers == "pooled" else (n_layers, n)
     valid = real.reshape(*rows, 1)
     z = np.where(valid, logits.reshape(*rows, n_experts), 0)
@@ -155,7 +157,11 @@ def _probabilities(z, chosen, valid, kind):
 
 @dataclass(frozen=True)
 class CapacityConvention:
-    """Places per expert from tokens, experts, top-k and factor."""
+    """Places per expert from tokens, experts, top-k and factor.
+
+    In the system's own order of operations and type of number: where a product is a whole number but for its rounding,
+    `ceil` and `int` turn the last bit into a place.
+    """
 
     formula: Callable[[int, int, int, float], int]
     note: str  # the formula in the system's own terms, and where it stands
@@ -164,8 +170,12 @@ class CapacityConvention:
         return self.formula(tokens, experts, k, factor)
 
 
+def _deepspeed(tokens, experts, k, factor):
+    return max(math.ceil(np.float32(tokens / experts) * np.float32(factor * k)), 4)
+
+
 def _megablocks(tokens, experts, k, factor):
-    return int(factor * k * tokens / experts) if factor else tokens
+    return int(factor * (k * tokens / experts)) if factor else tokens
 
 
 def _tutel(tokens, experts, k, factor):
@@ -179,7 +189,7 @@ def _nanomoe(tokens, experts, k, factor):
 
 
 def _vmoe(tokens, experts, k, factor):
-    return 4 * math.ceil(math.ceil(factor * tokens * k / experts) / 4)
+    return 4 * math.ceil(math.ceil(tokens * k * factor / experts) / 4)
 
 
 CAPACITY = {
@@ -194,15 +204,13 @@ CAPACITY = {
     "flaxformer": CapacityConvention(
         lambda t, e, k, cf: max(round(cf * t / e), 4), "max(round(cf·T/E), 4), without k: moe_layers.py"
     ),
-    "deepspeed": CapacityConvention(
-        lambda t, e, k, cf: max(math.ceil(t / e * cf * k), 4), "ceil(T/E·cf·k), and min_capacity, by default 4"
-    ),
+    "deepspeed": CapacityConvention(_deepspeed, "ceil((T/E)·(cf·k)) in float32, and min_capacity, by default 4"),
     "megatron": CapacityConvention(lambda t, e, k, cf: math.ceil(t * k / e * cf), "ceil(T·k/E·cf): moe_utils.py"),
-    "megablocks": CapacityConvention(_megablocks, "int(cf·k·T/E), T of all ranks; factor 0 for no limit"),
+    "megablocks": CapacityConvention(_megablocks, "int(cf·(k·T/E)), T of all ranks; factor 0 for no limit"),
     "makemoe": CapacityConvention(lambda t, e, k, cf: int(k * t / e * cf), "int(k·T/E·cf)"),
     "tutel": CapacityConvention(_tutel, "k·int(cf·ceil(T/E)); factor 0 for no limit, −cf for the less of both"),
     "nanomoe": CapacityConvention(_nanomoe, "floor(k·cf·T/E), made even, and at least 4"),
-    "vmoe": CapacityConvention(_vmoe, "ceil(cf·k·T/E), up to a multiple of 4"),
+    "vmoe": CapacityConvention(_vmoe, "ceil(T·k·cf/E), up to a multiple of 4"),
     "vmoe-expert-choice": CapacityConvention(lambda t, e, k, cf: _vmoe(t, e, 1, cf), "as vmoe, without k"),
     "hf-switch": CapacityConvention(
         lambda t, e, k, cf: int(cf), "expert_capacity, by default 64, is no factor: per sequence"
