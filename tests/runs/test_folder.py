@@ -59,13 +59,15 @@ def test_a_link_or_a_folder_in_place_of_a_runs_file_is_refused(text, tmp_path):
 def test_a_folder_in_use_is_refused_until_its_process_ends(text, tmp_path):
     out = tmp_path / "a"
     process = started(text, out, "--steps", 5000, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_steps(out, process)
-    for command in (["--resume", out], ["--out", out, "--corpus", text, "--overwrite"]):
-        with pytest.raises(UserError, match="another process is at work in"):
-            train.main(list(map(str, command)))
-    assert process.poll() is None
-    process.kill()
-    process.wait()
+    try:
+        wait_for_steps(out, process)
+        for command in (["--resume", out], ["--out", out, "--corpus", text, "--overwrite"]):
+            with pytest.raises(UserError, match="another process is at work in"):
+                train.main(list(map(str, command)))
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
     assert run(text, out, "--overwrite", "--steps", 2) == 0
 
 
