@@ -94,8 +94,9 @@ def silu(x: Array) -> tuple[Array, Backward]:
     """
     s = _sigmoid(x)
     y = np.asanyarray(x * s)
-    far = x.real < -_exp_limit(x)
-    if far.any():  # s is small there, not 0, and x can be large enough to bring it back
+    limit = -_exp_limit(x)
+    if np.fmin.reduce(x.real, axis=None, initial=0) < limit:  # s is small there, not 0, and x can bring it back
+        far = x.real < limit
         s[far], y[far] = 0, -0.0
 
     def backward(dy):
