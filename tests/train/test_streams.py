@@ -65,7 +65,10 @@ def test_numbers_are_kept_where_the_table_could_not_be_printed(text, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_closing_terminal_and_a_polite_kill_save(text, tmp_path, number):
     run(text, tmp_path / "whole", "--steps", 300)
-    process = started(text, tmp_path / "parts", "--steps", 300, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = started(
+        text, tmp_path / "parts", "--steps", 300, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # even where these tests themselves run under nohup
+    )  # fmt: skip
     wait_for_steps(tmp_path / "parts", process)
     process.send_signal(number)
     if number == signal.SIGHUP:
